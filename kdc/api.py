@@ -1,0 +1,42 @@
+"""The Python API: what the command line does, with typed values in and out."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from kdc.core.artifact import DeviceFile
+from kdc.core.observe import Emit, silent
+from kdc.driver import compress as driver
+from kdc.driver.recipe import Recipe, load_recipe
+from kdc.driver.report import Report
+from passes import PASSES
+from targets.device import load_device
+from targets.measure import Comparison, Settings, compare
+
+
+def compress(
+    recipe: str | Path | Recipe, out: str | Path, *, overrides: Mapping[str, Any] | None = None, emit: Emit = silent
+) -> Report:
+    """Run a recipe into the folder `out`, or go on with it where it stopped.
+
+    Args: recipe: a recipe's file, or the value. overrides: dotted keys, such as {"budget.max_drop": 0.5}.
+    Returns: the report; `report.met` says whether the whole budget is met (else the nearest student is kept).
+    Raises: KdcError; its subclasses say whose mistake it was (see kdc/core/errors.py).
+    """
+    if not isinstance(recipe, Recipe):
+        recipe = load_recipe(Path(recipe), overrides or {}, [], PASSES)
+    return driver.compress(recipe, Path(out), emit)
+
+
+def profile(
+    file: str | Path, against: str | Path | None = None, *, target: str = "cpu-ort", settings: Settings | None = None
+) -> Comparison:
+    """Time an ONNX file on a target, alone or interleaved with another.
+
+    Raises: TargetError where the file is not there or the runtime cannot load it.
+    """
+    device = load_device(target)
+    baseline = None if against is None else DeviceFile(Path(against), device.runtime)
+    return compare(DeviceFile(Path(file), device.runtime), baseline, device, None, settings or Settings())

@@ -1,0 +1,43 @@
+"""`kdc compress`: a recipe in, a proven student out."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from kdc.cli.flags import takes_recipe
+
+if TYPE_CHECKING:
+    from kdc.driver.recipe import Recipe
+
+
+@takes_recipe
+def compress(
+    recipe: Recipe,
+    *,
+    out: Annotated[Path, typer.Option(help="the folder of the results; a run that stopped goes on in it")],
+    quiet: Annotated[bool, typer.Option("--quiet", help="no progress on stderr")] = False,
+    log: Annotated[Path | None, typer.Option(help="write every event as a line of JSON")] = None,
+    json: Annotated[bool, typer.Option("--json", help="print the report as JSON")] = False,
+) -> None:
+    """Compress a teacher to a budget: student.onnx and the report of how it was made and measured."""
+    from kdc.cli.show import observer
+
+    with observer(quiet=quiet, log=log) as emit:
+        from kdc.driver.compress import compress as run
+
+        report = run(recipe, out, emit)
+    from kdc.cli.table import show
+    from kdc.core.errors import BudgetError
+
+    if json:
+        print(report.model_dump_json(indent=1))
+    else:
+        show(report, out)
+    if not report.met:
+        raise BudgetError(
+            f"the budget is not met: {report.binding()}",
+            do=f"the nearest student is in {out}; loosen that limit, or give the passes more to work with",
+        )

@@ -1,0 +1,155 @@
+"""`kdc profile`: what a file costs on a target, alone or against another."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+if TYPE_CHECKING:
+    from kdc.core.observe import Event
+    from targets.measure import Comparison, Profile
+
+
+def profile(
+    file: Annotated[Path, typer.Argument(help="an ONNX file, or what the target's runtime loads")],
+    *,
+    against: Annotated[Path | None, typer.Option(help="a second file, timed in the same rounds")] = None,
+    target: Annotated[str, typer.Option(help="a name from `kdc targets`, or a profile's .toml")] = "cpu-ort",
+    seconds: Annotated[float, typer.Option(help="the most that timing takes", min=0.1)] = 20.0,
+    samples: Annotated[Path | None, typer.Option(help="real inputs: .npy, or .npz in the inputs' order")] = None,
+    seed: Annotated[int, typer.Option(help="of the blocks' order and the intervals' draws")] = 0,
+    json: Annotated[bool, typer.Option("--json", help="print JSON with all samples, nothing else")] = False,
+) -> None:
+    """Time a file on a target, with intervals; with --against, say which of the two is faster."""
+    from rich.console import Console
+    from rich.progress import BarColumn, TextColumn
+    from rich.progress import Progress as Bar
+
+    from kdc.core.observe import Progress
+    from targets.device import load_device
+    from targets.measure import Settings, compare
+    from targets.worker import WorkerFile  # not DeviceFile, which stands beside the torch models: seconds to import
+
+    device = load_device(target)
+    inputs = None if samples is None else _read(samples)
+    baseline = None if against is None else WorkerFile(path=against, runtime=device.runtime)
+    # The bar is drawn between processes only, so that drawing it costs the measurement nothing.
+    console = Console(stderr=True)
+    with Bar(
+        TextColumn("measuring"),
+        BarColumn(),
+        TextColumn("{task.completed:.0f} of at most {task.total:.0f} s"),
+        console=console,
+        transient=True,
+        auto_refresh=False,
+        disable=not console.is_terminal,
+    ) as bar:
+        task = bar.add_task("", total=seconds)
+
+        def show(event: Event) -> None:
+            if isinstance(event, Progress):
+                bar.update(task, completed=event.done, refresh=True)
+
+        comparison = compare(
+            WorkerFile(path=file, runtime=device.runtime),
+            baseline,
+            device,
+            inputs,
+            Settings(seconds=seconds),
+            seed=seed,
+            emit=show,
+        )
+    if json:
+        typer.echo(comparison.model_dump_json())
+    else:
+        _table(comparison, target)
+
+
+def _read(path: Path) -> list[Any]:
+    import zipfile
+
+    import numpy as np
+
+    from kdc.core.errors import DataError
+
+    try:
+        loaded = np.load(path, allow_pickle=False)
+        if isinstance(loaded, np.ndarray):
+            return [loaded]
+        with loaded:
+            return [loaded[name] for name in loaded.files]
+    except FileNotFoundError as error:
+        raise DataError(f"{path}: there is no such file", do="check the path after --samples") from error
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
+        raise DataError(
+            f"{path}: holds no arrays that can be read: {error}",
+            do="write it with numpy.save, or numpy.savez with one array [n, ...] for each input",
+        ) from error
+
+
+def _table(comparison: Comparison, target: str) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    columns = [one for one in (comparison.candidate, comparison.baseline) if one is not None]
+    console = Console(highlight=False, markup=False)
+    table = Table(box=None, pad_edge=False, title=f"on {target}", title_justify="left")
+    table.add_column("")
+    for one in columns:
+        table.add_column(one.path.name, justify="right", overflow="fold", max_width=28)
+    for name, *cells in zip(_NAMES, *(_cells(one) for one in columns), strict=True):
+        table.add_row(str(name), *map(str, cells))
+    console.print(table)
+    console.print(_verdict(comparison))
+    for note in comparison.notes:
+        console.print(f"note: {note}")
+
+
+_NAMES = (
+    "median, ms",
+    "  95% interval",
+    "p90, ms",
+    "p99, ms",
+    "load, ms",
+    "first run, ms",
+    "peak memory, MB",
+    "size, kB",
+    "parameters",
+    "thousand MACs",
+    "runs, processes",
+)
+
+
+def _cells(one: Profile) -> tuple[str, ...]:
+    latency = one.latency
+    return (
+        f"{latency.median_ms:.4g}",
+        f"{latency.low_ms:.4g} – {latency.high_ms:.4g}",
+        "too few runs" if latency.p90_ms is None else f"{latency.p90_ms:.4g}",
+        "too few runs" if latency.p99_ms is None else f"{latency.p99_ms:.4g}",
+        f"{latency.load_ms:.3g}",
+        f"{latency.first_ms:.3g}",
+        f"{one.peak_memory_mb:.1f}",
+        f"{one.size_mb * 1e3:.1f}",
+        f"{one.parameters:,}",
+        f"{one.macs / 1e3:,.1f}",
+        f"{latency.n:,}, {latency.processes}",
+    )
+
+
+def _verdict(comparison: Comparison) -> str:
+    """The result in one sentence, and how far it can be trusted."""
+    stopped = "" if comparison.reached == "precision" else "; time was over before 1% precision: --seconds gives more"
+    ratio, baseline = comparison.ratio, comparison.baseline
+    if ratio is None or baseline is None:
+        return f"{comparison.candidate.path.name}: {comparison.candidate.latency.median_ms:.4g} ms{stopped}"
+    candidate, other = comparison.candidate.path.name, baseline.path.name
+    if ratio.verdict == "no detectable difference":
+        found = f"no detectable difference between {candidate} and {other}"
+        return f"{found} (times {ratio.ratio:.3f} [{ratio.low:.3f}, {ratio.high:.3f}]){stopped}"
+    times, low, high = ratio.ratio, ratio.low, ratio.high
+    if ratio.verdict == "slower":
+        times, low, high = 1 / ratio.ratio, 1 / ratio.high, 1 / ratio.low
+    return f"{candidate} is {ratio.verdict} than {other}, {times:.3g} times [{low:.3g}, {high:.3g}]{stopped}"

@@ -1,0 +1,99 @@
+"""The value that flows: one model at one point of its way from teacher to device file."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Generic, TypeVar
+
+import numpy as np
+import onnx_ir
+import torch
+from pydantic import BaseModel
+from torch import nn
+
+M_co = TypeVar("M_co", covariant=True)
+
+
+class TensorSpec(BaseModel, frozen=True, extra="forbid"):
+    """What a model takes at one input, or gives at one output.
+
+    `shape` has a name where the size is free ("batch"); `dtype` is numpy's name ("float32").
+    """
+
+    name: str
+    shape: tuple[int | str, ...]
+    dtype: str
+
+    def example(self, batch: int = 1) -> torch.Tensor:
+        """Zeros of this shape, with `batch` in place of every free size."""
+        shape = [size if isinstance(size, int) else batch for size in self.shape]
+        return torch.zeros(shape, dtype=getattr(torch, self.dtype))
+
+
+class Step(BaseModel, frozen=True, extra="forbid"):
+    """One pass as it was run: enough to replay it, and what it cost."""
+
+    kind: str
+    version: int
+    settings: dict[str, Any]
+    decision: dict[str, Any]
+    seed: int
+    seconds: float = 0.0
+
+
+@dataclass(frozen=True)
+class DeviceFile:
+    """What the target's runtime loads."""
+
+    path: Path
+    runtime: str
+
+
+Model = nn.Module | onnx_ir.Model | DeviceFile
+
+
+@dataclass(frozen=True)
+class Artifact(Generic[M_co]):
+    """One model at one point of its way from teacher to device file.
+
+    `inputs` stand in call order. `lineage` is enough to rebuild the model's structure: start from the teacher, replay
+    each step's decision, load the weights.
+    """
+
+    model: M_co
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+    lineage: tuple[Step, ...] = ()
+
+    def with_model(self, model: Any) -> Artifact[Any]:
+        """The same place in the lineage, another model."""
+        return replace(self, model=model)
+
+    def with_step(self, step: Step) -> Artifact[M_co]:
+        """This model with one more step behind it."""
+        return replace(self, lineage=(*self.lineage, step))
+
+    def digest(self) -> str:
+        """SHA-256 of all that decides what the model computes: structure and weights."""
+        sha = hashlib.sha256()
+        for part in _parts(self.model):
+            sha.update(part)
+        return sha.hexdigest()
+
+
+def _parts(model: Any) -> Iterator[bytes]:
+    if isinstance(model, nn.Module):
+        yield str(model).encode()
+        for name, tensor in sorted(model.state_dict().items()):
+            array = tensor.detach().cpu().contiguous()
+            yield f"{name} {array.dtype} {tuple(array.shape)}".encode()
+            yield array.view(torch.uint8).numpy().tobytes() if array.ndim else np.asarray(array).tobytes()
+    elif isinstance(model, onnx_ir.Model):
+        yield onnx_ir.to_proto(model).SerializeToString(deterministic=True)
+    elif isinstance(model, DeviceFile):
+        yield model.path.read_bytes()
+    else:
+        raise TypeError(f"no digest for a {type(model).__name__}")

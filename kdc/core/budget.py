@@ -1,0 +1,40 @@
+"""The budget: hard limits, and whether a measured student meets them."""
+
+from __future__ import annotations
+
+from pydantic import BaseModel, Field
+
+
+class Budget(BaseModel, frozen=True, extra="forbid"):
+    """Hard limits on the student; one that is absent binds nothing.
+
+    `max_drop` is in points of the task's metric against the teacher. `min_speedup` is against the teacher's own exported
+    file on the same target, and is held by the lower end of the measured ratio's 95% interval.
+    """
+
+    latency_ms: float | None = Field(default=None, gt=0, description="at `percentile`, batch 1, on the target")
+    percentile: float = Field(default=50, gt=0, lt=100, description="which percentile of the latency is limited")
+    min_speedup: float | None = Field(default=None, gt=1, description="times faster than the teacher, lower bound")
+    size_mb: float | None = Field(default=None, gt=0, description="of the file that ships, 1 MB = 10^6 bytes")
+    macs: float | None = Field(default=None, gt=0, description="multiply-accumulates of one sample")
+    peak_memory_mb: float | None = Field(default=None, gt=0, description="over the runtime's own baseline")
+    max_drop: float | None = Field(default=1.0, ge=0, description="points below the teacher; null: any drop will do")
+    compile_minutes: float | None = Field(default=None, gt=0, description="for the whole run")
+
+
+class Cost(BaseModel, frozen=True, extra="forbid"):
+    """What a model costs on the target. `latency_ms` is measured in the target's runtime, never estimated."""
+
+    latency_ms: float
+    size_mb: float
+    macs: float
+    parameters: int
+
+
+class Verdict(BaseModel, frozen=True, extra="forbid"):
+    """One limit of the budget beside what was measured."""
+
+    name: str
+    limit: float
+    value: float
+    met: bool

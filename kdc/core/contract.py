@@ -1,0 +1,153 @@
+"""The contract of a pass: facts it needs, gives and takes away; a decision; three verbs.
+
+Settings are read without torch, so that a broken recipe is answered at once: a pass's class stands in a file that
+imports no torch, and its verbs import the machinery they call.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from abc import abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, Protocol, TypeVar
+
+from pydantic import BaseModel
+
+from kdc.core.budget import Budget, Cost
+from kdc.core.device import Device
+from kdc.core.observe import Emit
+
+if TYPE_CHECKING:
+    import numpy as np
+    import torch
+    from torch import nn
+
+    from kdc.core.artifact import Artifact
+    from kdc.core.data import Split, Splits
+
+
+class Fact(StrEnum):
+    """What can be true of an artifact."""
+
+    TORCH = "torch"  # an nn.Module
+    ONNX = "onnx"  # an onnx_ir.Model
+    DEVICE = "device"  # the file that the target's runtime loads
+    FITTED = "fitted"  # trained: its outputs mean something
+    FLOAT = "float"  # weights and activations are floating point
+    STATIC = "static"  # no data-dependent control flow
+
+
+@dataclass(frozen=True)
+class Contract:
+    """Facts that must hold before a pass, and how it changes them."""
+
+    requires: frozenset[Fact]
+    provides: frozenset[Fact] = frozenset()
+    destroys: frozenset[Fact] = frozenset()
+
+
+class Decision(BaseModel, frozen=True, extra="forbid"):
+    """What a pass chose: small, stored as JSON, printed, diffed, edited by hand."""
+
+
+class Task(Protocol):
+    """What the model is for: its loss, its metrics, and a score for each sample so that two models can be paired."""
+
+    name: str
+    metric: str  # the headline metric's name; it is given in points, 0 to 100, higher is better
+
+    def loss(self, outputs: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        """Outputs [batch, ...], labels [batch, ...] -> [batch]."""
+
+    def scores(self, outputs: np.ndarray[Any, Any], labels: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+        """[n] in 0..1; 100 times their mean is the headline metric."""
+
+    def metrics(
+        self, outputs: np.ndarray[Any, Any], labels: np.ndarray[Any, Any], teacher: np.ndarray[Any, Any] | None
+    ) -> dict[str, float]:
+        """Every metric of the task by name; `teacher` is the teacher's outputs on the same samples."""
+
+    def chance(self, data: Splits) -> float:
+        """Points that a constant guess reaches on the validation split."""
+
+    def check(self, split: Split, name: str, outputs: tuple[int, ...]) -> None:
+        """Raises DataError where the labels of a split do not fit a model whose outputs have this shape [batch, ...]."""
+
+
+def named_seed(*names: object) -> int:
+    """A seed of 56 bits that belongs to these names alone."""
+    return int.from_bytes(hashlib.sha256("/".join(map(str, names)).encode()).digest()[:7], "big")
+
+
+@dataclass(frozen=True)
+class Context:
+    """What a pass may use.
+
+    `work` is a folder of the step's own for checkpoints, kept until the step is stored; `cache` is a folder for what
+    depends on the teacher, the data and the seed alone.
+    """
+
+    step: str
+    device: Device
+    task: Task
+    data: Splits
+    teacher: nn.Module
+    budget: Budget
+    seed: int
+    work: Path
+    cache: Path
+    emit: Emit
+    teacher_cost: Callable[[], Cost]
+    """What the teacher's own exported file costs on the target."""
+    forecast: Callable[[Artifact[Any]], Cost]
+    """What an artifact would cost on the target once the rest of the plan's structure is applied; weights do not matter."""
+
+    def generator(self, name: str) -> torch.Generator:
+        """A generator of random numbers of this name's own: the same for the same seed, step and name."""
+        import torch
+
+        return torch.Generator().manual_seed(named_seed(self.seed, self.step, name))
+
+    def named(self, part: str) -> Context:
+        """The same context for a part of the step that keeps its own checkpoints and draws."""
+        return replace(self, step=f"{self.step}.{part}", work=self.work / part)
+
+
+D = TypeVar("D", bound=Decision)
+
+
+class Pass(BaseModel, Generic[D], frozen=True, extra="forbid"):
+    """A pass is its settings (the fields) and three verbs. Its docstring's first line is what `kdc passes` prints."""
+
+    kind: ClassVar[str]
+    version: ClassVar[int] = 1
+    libraries: ClassVar[tuple[str, ...]] = ("torch",)
+    """Distributions whose version can change this pass's result; part of the store's key."""
+    decision_type: ClassVar[type[Decision]]
+
+    @abstractmethod
+    def contract(self, device: Device) -> Contract:
+        """Facts it requires, provides and destroys on this device."""
+
+    def measures(self, budget: Budget) -> bool:
+        """Whether `decide` times candidates on the target, so that its result depends on the machine."""
+        return False
+
+    def reads(self, budget: Budget) -> tuple[str, ...]:
+        """Names of the budget's fields that this pass's result depends on."""
+        return ()
+
+    @abstractmethod
+    def decide(self, artifact: Artifact[Any], context: Context) -> D:
+        """Look, measure, learn if it must; change nothing."""
+
+    @abstractmethod
+    def apply(self, artifact: Artifact[Any], decision: D) -> Artifact[Any]:
+        """Structure only: no data, deterministic, replayable. Leaves the artifact it was given as it was."""
+
+    def tune(self, artifact: Artifact[Any], context: Context) -> Artifact[Any]:
+        """Recover accuracy by distillation. May change the artifact's model in place; gives the artifact to go on with."""
+        return artifact

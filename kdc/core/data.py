@@ -1,0 +1,46 @@
+"""The data as values: samples in memory, in four splits, with the fingerprint of their bytes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import torch
+
+Augment = Callable[[torch.Tensor, torch.Generator], torch.Tensor]
+
+
+@dataclass(frozen=True)
+class Split:
+    """Samples: one tensor [n, ...] for each of the model's inputs, in call order, and labels [n, ...]."""
+
+    inputs: tuple[torch.Tensor, ...]
+    labels: torch.Tensor
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def __getitem__(self, index: torch.Tensor | slice) -> Split:
+        return Split(tuple(tensor[index] for tensor in self.inputs), self.labels[index])
+
+    def batches(self, size: int) -> Iterator[Split]:
+        """The samples in their order, `size` at a time; the last batch may be smaller."""
+        for start in range(0, len(self), size):
+            yield self[start : start + size]
+
+
+@dataclass(frozen=True)
+class Splits:
+    """The four splits. `augment` changes training inputs (first input only) and never labels; None: no augmentation.
+
+    `fingerprint` is the SHA-256 of every split's bytes, and of the augmentation's source. `notes` say what was done to
+    the user's data on the way in (splits that were made, for one).
+    """
+
+    train: Split
+    calibration: Split
+    validation: Split
+    test: Split
+    fingerprint: str
+    augment: Augment | None = None
+    notes: tuple[str, ...] = ()

@@ -1,0 +1,71 @@
+"""The laws: what must hold of every step, whatever the pass. A pass claims, the driver checks."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from kdc.core.artifact import Artifact
+from kdc.core.errors import LawError
+
+Array = np.ndarray[Any, Any]
+
+FLOAT_TOLERANCE = 1e-4  # of the outputs' own size; float32 sums in another order differ by about 1e-6
+INTEGER_TOLERANCE_POINTS = 0.5  # of the task's metric; rounding ties fall differently in a runtime's integer kernels
+
+
+def same_interface(step: str, before: Artifact[Any], after: Artifact[Any]) -> None:
+    """A step leaves the names, shapes and types of inputs and outputs as they were."""
+    if (before.inputs, before.outputs) != (after.inputs, after.outputs):
+        raise LawError(f"{step}: inputs and outputs were {before.inputs} -> {before.outputs}, "
+                       f"now {after.inputs} -> {after.outputs}")  # fmt: skip
+
+
+def untouched(step: str, digest: str, artifact: Artifact[Any]) -> None:
+    """`decide` and `apply` leave the artifact they were given as it was."""
+    if artifact.digest() != digest:
+        raise LawError(f"{step}: the incoming model was changed while the step decided and applied its decision")
+
+
+def finite(step: str, model: nn.Module, probe: tuple[torch.Tensor, ...]) -> None:
+    """Weights and outputs on a probe batch are finite."""
+    for name, tensor in model.state_dict().items():
+        if tensor.is_floating_point() and not torch.isfinite(tensor).all():
+            raise LawError(f"{step}: the weight {name} holds a value that is not finite")
+    with torch.no_grad():
+        output = model(*probe)
+    if not torch.isfinite(output).all():
+        raise LawError(f"{step}: the model gives a value that is not finite on the calibration split")
+
+
+def same_structure(step: str, first: nn.Module, second: nn.Module) -> None:
+    """Two replays of one decision give the same names, shapes and types."""
+    a, b = (
+        {name: (tuple(tensor.shape), tensor.dtype) for name, tensor in model.state_dict().items()}
+        for model in (first, second)
+    )
+    if a != b or str(first) != str(second):
+        differing = sorted(name for name in a.keys() | b.keys() if a.get(name) != b.get(name))
+        raise LawError(f"{step}: a replay of its decision gave another structure; first difference {differing[:3]}")
+
+
+def parity(step: str, torch_outputs: Array, exported: Array, floating: bool, points: Sequence[float]) -> float:
+    """The exported file agrees with torch: float outputs within tolerance, integer ones on the task's metric.
+
+    Args: torch_outputs, exported: [n, ...] on the same samples. points: the metric of the two.
+    Returns: the largest absolute difference over the outputs' root mean square.
+    """
+    size = float(np.sqrt(np.mean(np.square(torch_outputs)))) or 1.0
+    error = float(np.abs(torch_outputs - exported).max()) / size
+    if floating and error > FLOAT_TOLERANCE:
+        raise LawError(f"{step}: the exported file differs from torch by {error:.2g} of the outputs' size "
+                       f"(tolerance {FLOAT_TOLERANCE:g})")  # fmt: skip
+    if abs(points[0] - points[1]) > INTEGER_TOLERANCE_POINTS:
+        raise LawError(
+            f"{step}: torch scores {points[0]:.2f} and the exported file {points[1]:.2f} on the same samples"
+        )
+    return error

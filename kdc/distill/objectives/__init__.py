@@ -1,0 +1,1 @@
+"""Distillation objectives: pure functions, tensors in, one value per example out."""

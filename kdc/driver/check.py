@@ -1,0 +1,75 @@
+"""Whether a finished run still is what its report says: checksums, structure, parity, metric."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from safetensors.torch import load_file
+
+from kdc.core import verify
+from kdc.core.artifact import Artifact, DeviceFile, Step
+from kdc.core.errors import FolderError, LawError
+from kdc.distill.teacher import EVALUATION_BATCH, predict
+from kdc.driver import folder
+from kdc.driver.compress import LOCK, REPORT, STRUCTURE, STUDENT
+from kdc.driver.inputs import Inputs, load
+from kdc.driver.recipe import load_recipe
+from kdc.driver.report import Report
+from kdc.driver.steps import WEIGHTS
+from passes import PASSES
+from targets.runtime import runtime_of
+
+
+@dataclass(frozen=True)
+class Checked:
+    """What was checked of a run, in words, and the metric found."""
+
+    lines: tuple[str, ...]
+
+
+def check(out: Path) -> Checked:
+    """Check a finished run from its own files alone.
+
+    Raises: FolderError where a file is missing or changed; LawError where the student no longer does what the report says.
+    """
+    problems = folder.damaged(out)
+    if problems:
+        raise FolderError(f"{out}: " + "; ".join(problems), do="run `kdc compress` again: finished steps are kept")
+    lines = ["checksums: every file is as it was written"]
+    report = Report.model_validate_json((out / REPORT).read_text())
+    inputs = load(load_recipe(out / LOCK, {}, [], PASSES))
+    student = rebuild(out, inputs)
+    lines.append(f"structure: rebuilt from {STRUCTURE} and {WEIGHTS}, {len(student.lineage)} steps replayed")
+    split, task = inputs.data.test, inputs.task
+    labels = split.labels.numpy()
+    engine = runtime_of(inputs.device).load(DeviceFile(out / STUDENT, inputs.device.runtime), inputs.device)
+    batches = split.batches(EVALUATION_BATCH)
+    exported = np.concatenate([engine.run([tensor.numpy() for tensor in batch.inputs])[0] for batch in batches])
+    expected = predict(student.model, split).numpy()
+    points = [100.0 * float(task.scores(outputs, labels).mean()) for outputs in (expected, exported)]
+    floating = not any(step.kind == "quantize" for step in student.lineage)
+    error = verify.parity(STUDENT, expected, exported, floating, points)
+    lines.append(f"parity: torch and {STUDENT} differ by at most {error:.2g} of the outputs' size")
+    stated = report.student.metric.points
+    if abs(points[1] - stated) > 1e-6:
+        raise LawError(f"{STUDENT} scores {points[1]:.2f} on the test split, the report says {stated:.2f}")
+    lines.append(f"metric: {task.metric} {points[1]:.2f} on the test split, as in the report")
+    return Checked(tuple(lines))
+
+
+def rebuild(out: Path, inputs: Inputs) -> Artifact[torch.nn.Module]:
+    """The student of a run as a torch model: the teacher's code, each step's decision replayed, the weights loaded."""
+    structure = json.loads((out / STRUCTURE).read_text())
+    artifact = inputs.teacher
+    for stored in structure["steps"]:
+        step = Step.model_validate(stored)
+        settings = PASSES[step.kind].model_validate(step.settings)
+        decision = settings.decision_type.model_validate(step.decision)
+        artifact = settings.apply(artifact, decision).with_step(step)
+    artifact.model.load_state_dict(load_file(out / WEIGHTS))
+    artifact.model.eval()
+    return artifact

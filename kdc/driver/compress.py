@@ -1,0 +1,234 @@
+"""The main job: a recipe in, a proven student and its report out."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import onnx_ir
+
+from kdc.core.contract import named_seed
+from kdc.core.errors import ModelError
+from kdc.core.observe import Emit, Note, silent
+from kdc.core.store import Store, key_of
+from kdc.driver import folder
+from kdc.driver.clock import Clock, TimeUpError
+from kdc.driver.inputs import Inputs, load
+from kdc.driver.lint import lint
+from kdc.driver.lowering import Candidate, Lowering
+from kdc.driver.plan import Plan, make
+from kdc.driver.recipe import Recipe, lock_text
+from kdc.driver.report import Drop, Metric, ModelRow, Report, StepRow
+from kdc.driver.select import Judged, limits, select
+from kdc.driver.sources import digests, versions
+from kdc.driver.steps import WEIGHTS, Made, Steps, machine
+from kdc.numerics import stats
+from passes import default_passes
+from targets.device import load_device
+from targets.measure import Measured, Profile, Settings, measure
+
+STUDENT, TEACHER, REPORT = "student.onnx", "teacher.onnx", "report.json"
+STRUCTURE, LOCK = "structure.json", "recipe.lock.yaml"
+
+
+def identity(recipe: Recipe) -> dict[str, str]:
+    """What makes an output folder this recipe's: its teacher and its data."""
+    return {"teacher": recipe.teacher.build, "weights": str(recipe.teacher.weights), "data": recipe.data.load}
+
+
+def compress(recipe: Recipe, out: Path, emit: Emit = silent) -> Report:
+    """Run a recipe into a folder, or go on with it where an earlier command stopped.
+
+    Returns: the report; `report.met` says whether every limit of the budget is met (else the nearest student is kept).
+    Raises: UserError for the user's mistakes, LawError where a pass broke its contract.
+    """
+    device = load_device(recipe.target)
+    if recipe.passes is None:
+        recipe = recipe.model_copy(update={"passes": tuple(default_passes(device))})  # the lock leaves nothing open
+    plan = make(recipe.passes, device)
+    folder.check(out, identity(recipe))
+    inputs = load(recipe)
+    lock = lock_text(recipe)
+    with folder.opened(out, identity(recipe)) as private:
+        sha = hashlib.sha256(lock.encode()).hexdigest()
+        clock = Clock(private / "clock.json", sha, recipe.budget.compile_minutes)
+        try:
+            return _Run(inputs, plan, Store(private / "store"), clock, emit).into(out, lock)
+        finally:
+            clock.write()
+
+
+class _Run:
+    def __init__(self, inputs: Inputs, plan: Plan, store: Store, clock: Clock, emit: Emit) -> None:
+        self.inputs, self.plan, self.clock, self.emit = inputs, plan, clock, emit
+        self.budget = inputs.recipe.budget
+        self.steps = Steps(inputs, store, clock.watching(emit))
+        self.lowering = Lowering(self.steps, plan)
+
+    def into(self, out: Path, lock: str) -> Report:
+        for note in self.inputs.data.notes:
+            self.emit(Note(note))
+        teacher = self._teacher()
+        students = self._students(teacher)
+        self.clock.stopped = True  # what is left is to judge what is there
+        measured = self._measure(teacher, students)
+        judged = [self._judge(teacher, student, measured, i) for i, student in enumerate(students)]
+        chosen, _ = select(judged, self.budget, measured.ratio_between, self.clock.seconds / 60)
+        report = self._report(teacher, judged, chosen, measured)
+        self._publish(out, lock, teacher, students[chosen], report)
+        return report
+
+    def _teacher(self) -> Candidate:
+        teacher = self.lowering.candidate("teacher", self.steps.root, None, check=self._lint)
+        chance = self.inputs.task.chance(self.inputs.data)
+        if teacher.points <= chance:
+            raise ModelError(
+                f"the teacher scores {teacher.points:.1f} on the validation split, and guessing one class {chance:.1f}",
+                do="check that the weights belong to this model, and that the data are preprocessed as in its training",
+            )
+        return teacher
+
+    def _lint(self, model: onnx_ir.Model) -> None:
+        lint(model, self.inputs.device)
+
+    def _students(self, teacher: Candidate) -> list[Candidate]:
+        """Every compressing pass in turn, the student after each lowered and judged."""
+        students: list[Candidate] = []
+        made: Made = self.steps.root
+        of = len(self.plan.compress)
+        for number, planned in enumerate(self.plan.compress, start=1):
+            rest = self.plan.compress[number:]
+            forecast = self.lowering.forecast(rest)
+            try:
+                made = self.steps.run(planned.label, planned, made, (number, of), forecast, self.lowering.teacher_cost)
+                students.append(self.lowering.candidate(planned.label, made, teacher))
+            except TimeUpError:
+                if not students:
+                    raise
+                break
+        return students
+
+    def _measure(self, teacher: Candidate, students: Sequence[Candidate]) -> Measured:
+        """All files interleaved with the teacher's; stored, so that the same files are not timed again."""
+        settings = Settings()
+        parts = {
+            "files": [teacher.sha256, *(student.sha256 for student in students)],
+            "settings": settings.model_dump(mode="json"),
+            "device": self.inputs.device.model_dump(mode="json"),
+            "machine": machine(),
+            "runtime": versions((self.inputs.device.runtime,)),
+            "source": digests("targets.measure"),
+        }
+        store = self.steps.store
+        entry = store.find("measure", key_of(parts))
+        if entry is None:
+            self.emit(Note(f"timing {len(students) + 1} files in {self.inputs.device.runtime}, interleaved"))
+            measured = measure(
+                [student.file for student in students],
+                teacher.file,
+                self.inputs.device,
+                self.lowering.samples(),
+                settings,
+                seed=self.inputs.recipe.seed,
+            )
+            entry = store.write(
+                "measure", parts, {}, {"samples.json": lambda path: path.write_text(measured.model_dump_json())}
+            )
+        return Measured.model_validate_json(entry.file("samples.json").read_text())
+
+    def _judge(self, teacher: Candidate, student: Candidate, measured: Measured, index: int) -> Judged:
+        generator = np.random.default_rng(named_seed(self.inputs.recipe.seed, "drop", student.label))
+        drop = stats.paired_drop(teacher.scores, student.scores, generator)
+        return Judged(student, measured.candidates[index], measured.ratio(index), drop, measured.samples_ms(index))
+
+    def _report(self, teacher: Candidate, judged: Sequence[Judged], chosen: int, measured: Measured) -> Report:
+        minutes = self.clock.seconds / 60
+        split, task = self.inputs.data.test, self.inputs.task
+        labels = split.labels.numpy()
+        teacher_outputs = self.lowering.test_outputs(teacher)
+        student_outputs = self.lowering.test_outputs(judged[chosen].candidate)
+        scores = [task.scores(outputs, labels) for outputs in (teacher_outputs, student_outputs)]
+        generator = np.random.default_rng(named_seed(self.inputs.recipe.seed, "drop", "test"))
+        drop = Drop(**stats.paired_drop(scores[0], scores[1], generator)._asdict())
+        verdicts = tuple(limits(self.budget, judged[chosen], drop.points, minutes))
+        ratio = judged[chosen].ratio
+        rows = tuple(self._row(one, i == chosen, minutes) for i, one in enumerate(judged))
+        return Report(
+            target=self.inputs.device.name,
+            task=task.name,
+            teacher=self._model(
+                "test", scores[0], task.metrics(teacher_outputs, labels, None), measured.baseline, teacher.sha256
+            ),
+            student=self._model(
+                "test",
+                scores[1],
+                task.metrics(student_outputs, labels, teacher_outputs),
+                judged[chosen].profile,
+                judged[chosen].candidate.sha256,
+            ),
+            steps=rows,
+            budget=verdicts,
+            met=all(v.met for v in verdicts) and ratio.verdict == "faster",
+            speedup=ratio,
+            drop=drop,
+            notes=(*self.inputs.data.notes, *measured.notes),
+            environment={**measured.environment, "libraries": versions(("torch", "onnx", "onnxruntime", "kdc"))},
+            seconds=round(self.clock.seconds, 1),
+        )
+
+    def _row(self, judged: Judged, selected: bool, minutes: float) -> StepRow:
+        candidate = judged.candidate
+        step = candidate.made.artifact.lineage[-1]
+        return StepRow(
+            name=candidate.label,
+            kind=step.kind,
+            settings=step.settings,
+            decision=step.decision,
+            seconds=step.seconds,
+            student=self._model("validation", candidate.scores, candidate.metrics, judged.profile, candidate.sha256),
+            speedup=judged.ratio,
+            drop=Drop(**judged.drop._asdict()),
+            parity=candidate.parity,
+            budget=tuple(limits(self.budget, judged, judged.drop.points, minutes)),
+            selected=selected,
+        )
+
+    def _model(
+        self, split: str, scores: stats.Floats, metrics: dict[str, float], profile: Profile, sha256: str
+    ) -> ModelRow:
+        interval = stats.accuracy_interval(scores)
+        return ModelRow(
+            split=split,
+            metric=Metric(name=self.inputs.task.metric, points=interval.value, low=interval.low, high=interval.high),
+            metrics=metrics,
+            latency=profile.latency,
+            size_mb=profile.size_mb,
+            parameters=profile.parameters,
+            macs=profile.macs,
+            peak_memory_mb=profile.peak_memory_mb,
+            sha256=sha256,
+        )
+
+    def _publish(self, out: Path, lock: str, teacher: Candidate, student: Candidate, report: Report) -> None:
+        structure = {
+            "schema_version": 1,
+            "teacher": {"build": self.inputs.recipe.teacher.build, "arguments": self.inputs.recipe.teacher.arguments},
+            "inputs": [spec.model_dump(mode="json") for spec in student.made.artifact.inputs],
+            "outputs": [spec.model_dump(mode="json") for spec in student.made.artifact.outputs],
+            # Seconds are left out: the file is the same for the same student.
+            "steps": [step.model_dump(mode="json", exclude={"seconds"}) for step in student.made.artifact.lineage],
+        }
+        files: dict[str, Path | str] = {
+            STUDENT: student.onnx,
+            TEACHER: teacher.onnx,
+            WEIGHTS: self.steps.folder_of(student.made) / WEIGHTS,
+            STRUCTURE: json.dumps(structure, indent=1) + "\n",
+            LOCK: lock,
+            REPORT: report.model_dump_json(indent=1) + "\n",
+        }
+        if student.file.path.suffix != Path(STUDENT).suffix:
+            files[Path(STUDENT).stem + student.file.path.suffix] = student.file.path
+        folder.publish(out, files)

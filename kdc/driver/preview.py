@@ -1,0 +1,47 @@
+"""What `kdc plan` finds out without training: the teacher's size, and whether the target can run its graph."""
+
+from __future__ import annotations
+
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+import onnx_ir
+
+from kdc.core.device import Device
+from kdc.core.observe import silent
+from kdc.core.store import Store
+from kdc.driver.inputs import load
+from kdc.driver.lint import lint, operators
+from kdc.driver.lowering import Lowering
+from kdc.driver.plan import Plan
+from kdc.driver.recipe import Recipe
+from kdc.driver.steps import Steps
+from kdc.numerics.cost import count
+
+
+@dataclass(frozen=True)
+class Preview:
+    """The teacher as the target sees it."""
+
+    parameters: int
+    macs: int
+    operators: dict[str, int]
+    notes: tuple[str, ...]
+
+
+def preview(recipe: Recipe, plan: Plan, device: Device) -> Preview:
+    """Export the teacher, compare its operators with the target's, and load it in the target's runtime.
+
+    Raises: DataError, ModelError, TargetError: what `kdc compress` would meet at its start.
+    """
+    inputs = load(recipe)
+    with tempfile.TemporaryDirectory() as scratch:
+        lowering = Lowering(Steps(inputs, Store(Path(scratch)), silent), plan)
+        seen: list[onnx_ir.Model] = []
+        file = lowering.lowered(inputs.teacher, seen.append)
+        lint(seen[-1], device)
+        lowering.runtime.load(file, device)
+        file.path.unlink()
+    parameters, macs = count(seen[-1])
+    return Preview(parameters, macs, operators(seen[-1]), inputs.data.notes)

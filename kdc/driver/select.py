@@ -1,0 +1,91 @@
+"""Which candidate ships: of those that meet every limit and are proven faster, the fastest."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from kdc.core.budget import Budget, Verdict
+from kdc.core.errors import TargetError
+from kdc.driver.lowering import Candidate
+from kdc.numerics.stats import Drop, percentile
+from targets.measure import Profile, Ratio
+
+
+@dataclass(frozen=True)
+class Judged:
+    """A candidate with its measured cost and its drop against the teacher."""
+
+    candidate: Candidate
+    profile: Profile
+    ratio: Ratio
+    drop: Drop
+    samples_ms: Sequence[float]
+
+
+def limits(budget: Budget, judged: Judged, drop_points: float, minutes: float) -> list[Verdict]:
+    """Every limit of the budget beside what was measured.
+
+    The median latency is held by the upper end of its 95% interval and the speed-up by the lower end of its own, so that
+    a limit that is met is met beyond the noise.
+    """
+    verdicts: list[Verdict] = []
+
+    def at_most(name: str, limit: float | None, value: float) -> None:
+        if limit is not None:
+            verdicts.append(Verdict(name=name, limit=limit, value=value, met=value <= limit))
+
+    if budget.latency_ms is not None:
+        at_most("latency_ms", budget.latency_ms, _latency(budget, judged))
+    if budget.min_speedup is not None:
+        low = judged.ratio.low
+        verdicts.append(Verdict(name="min_speedup", limit=budget.min_speedup, value=low, met=low >= budget.min_speedup))
+    at_most("size_mb", budget.size_mb, judged.profile.size_mb)
+    at_most("macs", budget.macs, judged.profile.macs)
+    at_most("peak_memory_mb", budget.peak_memory_mb, judged.profile.peak_memory_mb)
+    at_most("max_drop", budget.max_drop, drop_points)
+    at_most("compile_minutes", budget.compile_minutes, minutes)
+    return verdicts
+
+
+def excess(verdict: Verdict) -> float:
+    """By what share of the limit it is missed; 0 where it is met."""
+    if verdict.met:
+        return 0.0
+    if verdict.name == "min_speedup":
+        return verdict.limit / max(verdict.value, 1e-9) - 1
+    return verdict.value / verdict.limit - 1 if verdict.limit else verdict.value + 1
+
+
+def select(
+    judged: Sequence[Judged], budget: Budget, ratio_between: Callable[[int, int], Ratio], minutes: float
+) -> tuple[int, bool]:
+    """The index of the candidate that ships, and whether it meets every limit on the validation split.
+
+    Of two that cannot be told apart in speed the one with the better metric ships: a float student where int8 gains
+    nothing. Where none is feasible, the one that misses its limits by the least in sum is the nearest.
+    """
+    verdicts = [limits(budget, one, one.drop.points, minutes) for one in judged]
+    feasible = [i for i, one in enumerate(judged) if one.ratio.verdict == "faster" and all(v.met for v in verdicts[i])]
+    if not feasible:
+        return min(range(len(judged)), key=lambda i: (sum(map(excess, verdicts[i])), -judged[i].ratio.ratio)), False
+    best = max(feasible, key=lambda i: judged[i].ratio.ratio)
+    for i in sorted(feasible, key=lambda i: judged[i].drop.points):
+        if judged[i].drop.points < judged[best].drop.points and ratio_between(best, i).verdict == NO_DIFFERENCE:
+            return i, True
+    return best, True
+
+
+NO_DIFFERENCE = "no detectable difference"
+
+
+def _latency(budget: Budget, judged: Judged) -> float:
+    if budget.percentile == 50:
+        return judged.profile.latency.high_ms
+    value = percentile(judged.samples_ms, budget.percentile / 100)
+    if value is None:
+        raise TargetError(
+            f"budget.percentile {budget.percentile:g} needs more samples than the {len(judged.samples_ms)} measured",
+            do="limit a lower percentile",
+        )
+    return value

@@ -1,0 +1,68 @@
+"""Which of kdc's own files a step's result depends on: those its pass imports, however far down."""
+
+from __future__ import annotations
+
+import ast
+import hashlib
+import importlib.util
+from functools import cache
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+OWN = ("kdc", "passes", "targets")
+
+
+def digests(module: str) -> dict[str, str]:
+    """{file, relative to its top-level package: SHA-256} of a module and all of kdc's modules that it imports."""
+    seen: dict[str, str] = {}
+    waiting = [module]
+    known: set[str] = set()
+    while waiting:
+        name = waiting.pop()
+        if name in known:
+            continue
+        known.add(name)
+        path = _file(name)
+        if path is None:
+            continue
+        text = path.read_bytes()
+        parts = name.split(".")
+        label = "/".join(parts) + ("/__init__.py" if path.name == "__init__.py" else ".py")
+        seen[label] = hashlib.sha256(text).hexdigest()[:16]
+        waiting.extend(_imports(text))
+    return dict(sorted(seen.items()))
+
+
+def versions(distributions: tuple[str, ...]) -> dict[str, str]:
+    """Installed versions; "absent" where a distribution is not installed."""
+    found = {}
+    for name in distributions:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            found[name] = "absent"
+    return found
+
+
+@cache
+def _file(module: str) -> Path | None:
+    """Where the module's source lies, found without importing it; None for a name that is no module."""
+    top, *rest = module.split(".")
+    package = importlib.util.find_spec(top)
+    if package is None or package.origin is None:
+        return None
+    place = Path(package.origin).parent.joinpath(*rest)
+    candidates = (place / "__init__.py", place.with_suffix(".py"))
+    return next((path for path in candidates if path.is_file()), None)
+
+
+def _imports(text: bytes) -> list[str]:
+    """kdc's modules imported anywhere in this source, those inside functions too."""
+    names: list[str] = []
+    for node in ast.walk(ast.parse(text)):
+        if isinstance(node, ast.Import):
+            names.extend(alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            names.append(node.module)
+            names.extend(f"{node.module}.{alias.name}" for alias in node.names)
+    return [name for name in names if name.split(".")[0] in OWN]

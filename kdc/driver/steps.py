@@ -1,0 +1,217 @@
+"""One step: look it up; else decide, apply, tune, hold it to the laws, and store it."""
+
+from __future__ import annotations
+
+import json
+import platform
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import onnx_ir
+import torch
+from safetensors.torch import load_file
+from torch import nn
+
+from kdc.core import verify
+from kdc.core.artifact import Artifact, DeviceFile, Step
+from kdc.core.budget import Budget, Cost
+from kdc.core.contract import Context, Fact
+from kdc.core.errors import KdcError
+from kdc.core.observe import Emit, StepFinished, StepStarted
+from kdc.core.store import Entry, Parts, Store, key_of
+from kdc.distill.teacher import write_tensors
+from kdc.driver.inputs import Inputs
+from kdc.driver.plan import AnyPass, Planned
+from kdc.driver.sources import digests, versions
+
+WEIGHTS, ONNX, DECISION = "weights.safetensors", "model.onnx", "decision.json"
+Forecast = Callable[[Artifact[Any]], Cost]
+
+
+@dataclass(frozen=True)
+class Made:
+    """A step's name in the store, its artifact, and the key that it is stored under."""
+
+    name: str
+    artifact: Artifact[Any]
+    key: str
+
+
+class Steps:
+    """Runs steps of one recipe through one store."""
+
+    def __init__(self, inputs: Inputs, store: Store, emit: Emit) -> None:
+        self.inputs, self.store, self.emit = inputs, store, emit
+        self.root = Made("teacher", inputs.teacher, key_of(root_parts(inputs)))
+
+    def run(
+        self,
+        name: str,
+        planned: Planned,
+        previous: Made,
+        place: tuple[int, int],
+        forecast: Forecast,
+        teacher_cost: Callable[[], Cost],
+    ) -> Made:
+        """The step's artifact, from the store or made now. `place` is its number and of how many."""
+        parts = step_parts(planned.settings, previous.key, self.inputs)
+        key = key_of(parts)
+        entry = self.store.find(name, key)
+        self.emit(StepStarted(name, *place, stored=entry is not None))
+        if entry is None:
+            began = time.monotonic()
+            context = self.context(name, key, forecast, teacher_cost)
+            try:
+                artifact, step = self._make(name, planned.settings, previous.artifact, context)
+            except KdcError as error:
+                self.store.fail(name, parts, error)
+                raise
+            step = step.model_copy(update={"seconds": round(time.monotonic() - began, 3)})
+            files = {
+                DECISION: lambda path: path.write_text(json.dumps(step.decision, indent=1)),
+                **_files(artifact.model),
+            }
+            entry = self.store.write(name, parts, {"step": step.model_dump(mode="json")}, files)
+            self.emit(StepFinished(name, step.seconds))
+            artifact = artifact.with_step(step)
+            if isinstance(artifact.model, DeviceFile):
+                artifact = _load(entry, planned, previous.artifact, self.inputs.device.runtime)
+        else:
+            artifact = _load(entry, planned, previous.artifact, self.inputs.device.runtime)
+        return Made(name, artifact, key)
+
+    def folder_of(self, made: Made) -> Path:
+        """The stored step's folder."""
+        entry = self.store.find(made.name, made.key)
+        assert entry is not None
+        return entry.folder
+
+    def context(self, name: str, key: str, forecast: Forecast, teacher_cost: Callable[[], Cost]) -> Context:
+        """What a pass of this step may use."""
+        inputs = self.inputs
+        return Context(
+            step=name,
+            device=inputs.device,
+            task=inputs.task,
+            data=inputs.data,
+            teacher=inputs.teacher.model,
+            budget=inputs.recipe.budget,
+            seed=inputs.recipe.seed,
+            work=self.store.work(key),
+            cache=self.store.root / "cache" / key_of(cache_parts(inputs))[:20],
+            emit=self.emit,
+            teacher_cost=teacher_cost,
+            forecast=forecast,
+        )
+
+    def _make(
+        self, name: str, settings: AnyPass, incoming: Artifact[Any], context: Context
+    ) -> tuple[Artifact[Any], Step]:
+        context.work.mkdir(parents=True, exist_ok=True)
+        digest = incoming.digest()
+        kept = context.work / DECISION
+        if kept.exists():
+            decision = settings.decision_type.model_validate_json(kept.read_text())
+        else:
+            # Kept before the training starts: a decision made by measuring would not come out the same again.
+            decision = settings.decide(incoming, context)
+            partial = kept.with_suffix(".part")
+            partial.write_text(decision.model_dump_json())
+            partial.replace(kept)
+        applied = settings.apply(incoming, decision)
+        if isinstance(applied.model, nn.Module):
+            verify.same_structure(name, applied.model, settings.apply(incoming, decision).model)
+        tuned = settings.tune(applied, context)
+        verify.untouched(name, digest, incoming)
+        verify.same_interface(name, incoming, tuned)
+        if isinstance(tuned.model, nn.Module):
+            probe = self.inputs.data.calibration[:16].inputs
+            verify.finite(name, tuned.model.eval(), probe)
+        step = Step(
+            kind=settings.kind,
+            version=settings.version,
+            settings=settings.model_dump(mode="json"),
+            decision=decision.model_dump(mode="json"),
+            seed=context.seed,
+        )
+        return tuned, step
+
+
+def root_parts(inputs: Inputs) -> Parts:
+    """What the teacher's key is made of."""
+    return {
+        "teacher": inputs.teacher.digest(),
+        "teacher_source": inputs.teacher_source,
+        "data": inputs.data.fingerprint,
+    }
+
+
+def cache_parts(inputs: Inputs) -> Parts:
+    """What the teacher's outputs over augmented views depend on."""
+    return {
+        **root_parts(inputs),
+        "seed": inputs.recipe.seed,
+        "source": digests("kdc.distill.teacher"),
+        "libraries": versions(("torch",)),
+    }
+
+
+def step_parts(settings: AnyPass, previous_key: str, inputs: Inputs) -> Parts:
+    """All that could change the result of a pass after the step of this key."""
+    budget: Budget = inputs.recipe.budget
+    parts: Parts = {
+        "previous": previous_key,
+        "pass": settings.kind,
+        "version": settings.version,
+        "source": digests(type(settings).__module__),
+        "settings": settings.model_dump(mode="json"),
+        "budget": {name: getattr(budget, name) for name in settings.reads(budget)},
+        **root_parts(inputs),
+        "task": inputs.task.name,
+        "seed": inputs.recipe.seed,
+        "device": inputs.device.model_dump(mode="json"),
+        "libraries": versions(settings.libraries),
+        "threads": torch.get_num_threads(),
+    }
+    if settings.measures(budget):
+        parts |= {"machine": machine(), "runtime": versions((inputs.device.runtime,))}
+    return parts
+
+
+def machine() -> str:
+    """The class of machine that a measurement belongs to."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        model = next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):
+        model = platform.processor()
+    return f"{platform.system()} {platform.machine()} {model}"
+
+
+def _load(entry: Entry, planned: Planned, previous: Artifact[Any], runtime: str) -> Artifact[Any]:
+    """A stored step's artifact: its decision replayed on the artifact before it, then its weights loaded."""
+    step = Step.model_validate(entry.record["step"])
+    if Fact.TORCH in planned.facts:
+        decision = planned.settings.decision_type.model_validate(step.decision)
+        artifact = planned.settings.apply(previous, decision)
+        artifact.model.load_state_dict(load_file(entry.file(WEIGHTS)))
+        artifact.model.eval()
+    elif Fact.DEVICE in planned.facts:
+        name = next(name for name in entry.record["files"] if name != DECISION)
+        artifact = previous.with_model(DeviceFile(entry.file(name), runtime))
+    else:
+        artifact = previous.with_model(onnx_ir.load(entry.file(ONNX)))
+    return artifact.with_step(step)
+
+
+def _files(model: Any) -> dict[str, Callable[[Path], object]]:
+    if isinstance(model, nn.Module):
+        # A weight that two layers share is written under both names: safetensors refuses shared memory.
+        state = {name: tensor.detach().clone() for name, tensor in model.state_dict().items()}
+        return {WEIGHTS: lambda path: write_tensors(state, path)}
+    if isinstance(model, onnx_ir.Model):
+        return {ONNX: lambda path: onnx_ir.save(model, path)}
+    return {model.path.name: lambda path: path.write_bytes(model.path.read_bytes())}

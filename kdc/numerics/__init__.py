@@ -1,0 +1,1 @@
+"""Pure tensor and number maths: no files, no models."""

@@ -1,0 +1,144 @@
+"""What an ONNX graph costs on paper: its parameters and the multiply-accumulates of one sample."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+
+import onnx_ir
+from onnx_ir.passes.common import InlinePass, ShapeInferencePass
+
+from kdc.core.errors import ModelError
+
+# Inputs that say how a tensor is quantized: not parameters, so that a model counts the same before and after.
+_QUANTIZERS: dict[str, frozenset[int]] = {
+    "QuantizeLinear": frozenset({1, 2}),
+    "DequantizeLinear": frozenset({1, 2}),
+    "QLinearConv": frozenset({1, 2, 4, 5, 6, 7}),
+    "QLinearMatMul": frozenset({1, 2, 4, 5, 6, 7}),
+    "ConvInteger": frozenset({2, 3}),
+    "MatMulInteger": frozenset({2, 3}),
+}
+# A shape, an axis or an index stands in these; a weight never does.
+_NO_WEIGHTS = frozenset(
+    {onnx_ir.DataType.INT64, onnx_ir.DataType.UINT64, onnx_ir.DataType.BOOL, onnx_ir.DataType.STRING}
+)
+
+
+def count(model: onnx_ir.Model) -> tuple[int, int]:
+    """Count the parameters, and the multiply-accumulates of one sample.
+
+    Parameters are the elements of all initializers that can be weights: integers of 64 bits (shapes, axes), truth
+    values, scales and zero points are left out, so that quantizing does not change the number. Multiply-accumulates are
+    those of convolutions, transposed convolutions and matrix products, in float or quantized; a bias, an activation or
+    a normalization is not counted, as is the field's habit. Every free size counts as 1: a batch of one. Both branches
+    of an `If` and the body of a `Loop` count once each: the longest way of an early exit counts in full.
+
+    The model is left as it was.
+
+    Returns: parameters, multiply-accumulates.
+
+    Raises: ModelError where a shape that the count needs cannot be inferred.
+    """
+    model = model.clone()
+    InlinePass()(model)
+    _fix_free_sizes(model)
+    # a contradiction in shapes that a product needs shows below, with the node's name; elsewhere it does not matter
+    ShapeInferencePass(check_type=False, strict_mode=False, data_prop=True)(model)
+    parameters = sum(
+        math.prod(_shape(value, None))
+        for graph in model.graphs()
+        for value in graph.initializers.values()
+        if _is_weight(value)
+    )
+    return parameters, sum(_macs(node) for node in _nodes(model.graph))
+
+
+def _nodes(graph: onnx_ir.Graph) -> Iterator[onnx_ir.Node]:
+    for node in graph:
+        yield node
+        for attribute in node.attributes.values():
+            if attribute.type == onnx_ir.AttributeType.GRAPH:
+                yield from _nodes(attribute.as_graph())
+            elif attribute.type == onnx_ir.AttributeType.GRAPHS:
+                for inner in attribute.as_graphs():
+                    yield from _nodes(inner)
+
+
+def _fix_free_sizes(model: onnx_ir.Model) -> None:
+    """Put 1 for every free size that the inputs name; forget shapes that hold another, to be inferred anew."""
+    free = {str(size) for value in model.graph.inputs for size in value.shape or () if not isinstance(size, int)}
+    values = [*model.graph.inputs, *model.graph.outputs]
+    values += [output for node in _nodes(model.graph) for output in node.outputs]
+    inputs = set(model.graph.inputs)
+    for value in values:
+        if value.shape is None:
+            continue
+        sizes = [size if isinstance(size, int) else 1 if str(size) in free else None for size in value.shape]
+        if value in inputs:
+            value.shape = onnx_ir.Shape([1 if size is None else size for size in sizes])
+        else:
+            value.shape = None if None in sizes else onnx_ir.Shape([size for size in sizes if size is not None])
+
+
+def _is_weight(value: onnx_ir.Value) -> bool:
+    if value.dtype in _NO_WEIGHTS:
+        return False
+    uses = value.uses()
+    return not uses or any(index not in _QUANTIZERS.get(node.op_type, frozenset()) for node, index in uses)
+
+
+def _shape(value: onnx_ir.Value | None, node: onnx_ir.Node | None) -> list[int]:
+    shape = None if value is None else value.shape
+    if shape is None or not all(isinstance(size, int) for size in shape):
+        name = "a missing input" if value is None else f"'{value.name}'"
+        where = "" if node is None else f" of {node.op_type} '{node.name}'"
+        raise ModelError(
+            f"the shape of {name}{where} cannot be inferred, so that its multiply-accumulates cannot be counted",
+            do="export the model with fixed sizes, but for the batch",
+        )
+    return [size for size in shape if isinstance(size, int)]
+
+
+def _macs(node: onnx_ir.Node) -> int:
+    rule = _RULES.get(node.op_type)
+    return 0 if rule is None else rule(node)
+
+
+def _conv(weight: int) -> Callable[[onnx_ir.Node], int]:
+    """Every output element takes the products of one filter: weight is [out, in / groups, kernel...]."""
+
+    def rule(node: onnx_ir.Node) -> int:
+        return math.prod(_shape(node.outputs[0], node)) * math.prod(_shape(node.inputs[weight], node)[1:])
+
+    return rule
+
+
+def _conv_transpose(node: onnx_ir.Node) -> int:
+    """Every input element is spread through one filter: weight is [in, out / groups, kernel...]."""
+    return math.prod(_shape(node.inputs[0], node)) * math.prod(_shape(node.inputs[1], node)[1:])
+
+
+def _gemm(node: onnx_ir.Node) -> int:
+    transposed = node.attributes.get_int("transA", 0)
+    return math.prod(_shape(node.outputs[0], node)) * _shape(node.inputs[0], node)[0 if transposed else -1]
+
+
+def _matmul(node: onnx_ir.Node) -> int:
+    return math.prod(_shape(node.outputs[0], node)) * _shape(node.inputs[0], node)[-1]
+
+
+# The fused ones are what onnxruntime writes into a file that it has optimized.
+_RULES: dict[str, Callable[[onnx_ir.Node], int]] = {
+    "Conv": _conv(1),
+    "FusedConv": _conv(1),
+    "ConvInteger": _conv(1),
+    "QLinearConv": _conv(3),
+    "ConvTranspose": _conv_transpose,
+    "Gemm": _gemm,
+    "FusedGemm": _gemm,
+    "QGemm": _gemm,
+    "MatMul": _matmul,
+    "MatMulInteger": _matmul,
+    "QLinearMatMul": _matmul,
+}

@@ -1,0 +1,1 @@
+"""Devices and their runtimes: what can be built for, loaded, run and measured."""

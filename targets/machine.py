@@ -1,0 +1,123 @@
+"""The machine that is measured on: its description, its load, one core to stay on, and its memory counters."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import platform
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+LOOK_SECONDS = 0.1
+
+
+class Load:
+    """How busy other work keeps the cores, looked at while nothing of ours runs."""
+
+    def __init__(self) -> None:
+        self.busy: list[float] = []
+        self._start = _times()
+
+    def quietest(self, count: int) -> tuple[int, ...] | None:
+        """The `count` cores that did least in the last tenth of a second; None where a process cannot be pinned."""
+        allowed = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []
+        percent = psutil.cpu_percent(interval=LOOK_SECONDS, percpu=True)
+        seen = [core for core in allowed if core < len(percent)]
+        if not seen:
+            self.busy.append(min(percent))
+            return None
+        cores = sorted(seen, key=lambda core: percent[core])[:count]
+        self.busy.append(max(percent[core] for core in cores))
+        return tuple(cores) if len(cores) == count else None
+
+    def notes(self) -> list[str]:
+        """What a reader of the figures should know."""
+        found = []
+        busy = sum(self.busy) / len(self.busy) if self.busy else 0.0
+        if busy > 20:
+            found.append(f"noisy machine: other work kept the measuring core {busy:.0f}% busy")
+        total, stolen = (end - start for end, start in zip(_times(), self._start, strict=True))
+        if total > 0 and stolen / total > 0.02:
+            found.append(f"noisy machine: the hypervisor took {100 * stolen / total:.0f}% of the time")
+        return found
+
+
+def _times() -> tuple[float, float]:
+    times = psutil.cpu_times()
+    return sum(times), getattr(times, "steal", 0.0)
+
+
+def environment(versions: Mapping[str, str]) -> dict[str, Any]:
+    """What the figures hold for: the processor, its governor where it can be read, the system, and versions."""
+    return {
+        "cpu": _cpu_name(),
+        "cores": psutil.cpu_count(logical=False) or psutil.cpu_count(),
+        "threads": psutil.cpu_count(),
+        "memory_mb": round(psutil.virtual_memory().total / 1e6),
+        "governor": _governor(),
+        "load_average": [round(load, 2) for load in psutil.getloadavg()],
+        "platform": platform.platform(),
+        "python": platform.python_version(),
+        **versions,
+    }
+
+
+def _cpu_name() -> str:
+    try:
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith(("model name", "Model")):
+                return line.partition(":")[2].strip()
+    except OSError:
+        pass  # not Linux: what the platform module knows has to do
+    return platform.processor() or platform.machine()
+
+
+def _governor() -> str | None:
+    try:
+        return Path("/sys/devices/system/cpu/cpu0/cpufreq/scaling_governor").read_text().strip()
+    except OSError:
+        return None
+
+
+def pin(cores: tuple[int, ...] | None) -> bool:
+    """Keep this process on these cores, so that it does not lose its caches by moving; whether that was possible."""
+    if cores is None or not hasattr(os, "sched_setaffinity"):
+        return False
+    try:
+        os.sched_setaffinity(0, cores)
+    except OSError:  # a container may forbid it
+        return False
+    return True
+
+
+def resident_bytes() -> int:
+    """Memory of this process that is resident now."""
+    return int(psutil.Process().memory_info().rss)
+
+
+def reset_peak() -> None:
+    """Let the peak start anew at what is resident now, where the system can (Linux since 4.0)."""
+    # Where it cannot, the peak starts with the import of the runtime, which is below a model's own in most cases.
+    with contextlib.suppress(OSError):
+        Path("/proc/self/clear_refs").write_text("5")
+
+
+def peak_bytes() -> int:
+    """The most memory of this process that ever was resident."""
+    try:
+        # not getrusage, which on Linux begins with the parent's peak
+        for line in Path("/proc/self/status").read_text().splitlines():
+            if line.startswith("VmHWM:"):
+                return int(line.split()[1]) * 1024
+    except OSError:
+        pass  # not Linux
+    if sys.platform == "win32":
+        return int(psutil.Process().memory_info().peak_wset)
+    import resource
+
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return int(peak if sys.platform == "darwin" else peak * 1024)

@@ -1,0 +1,327 @@
+"""Measuring files on a device: interleaved, in fresh processes, with intervals, and a verdict where they support one.
+
+Two sessions of the very same file in one process differ by one or two percent for as long as the process lives, through
+their places in memory. So the process is what is repeated, and the spread between processes is what the intervals are
+made of. Within a process every file gets a block of runs in each round, in random order, the first of them discarded:
+strict alternation, run by run, would charge a small model for the caches that a large one has emptied.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import onnx_ir
+from pydantic import BaseModel, Field
+
+from kdc.core.device import Device
+from kdc.core.observe import Emit, Progress, silent
+from kdc.numerics.cost import count
+from kdc.numerics.stats import Floats, median_interval, paired_log_ratios, percentile, ratio_interval
+from targets.machine import Load, environment
+from targets.process import Workplace
+from targets.runtime import Array, File, runtime_of
+from targets.worker import FileTiming, Job, WorkerFile
+
+PROCESSES_LEAST = 3  # with fewer, a t interval is too wide to say anything
+
+BlocksNs = tuple[tuple[tuple[int, ...], ...], ...]
+"""[processes][rounds][runs], nanoseconds."""
+
+
+class Settings(BaseModel, frozen=True, extra="forbid"):
+    """How long to measure, and what to look for."""
+
+    seconds: float = Field(default=20, gt=0, description="no new process starts after this, but for the first three")
+    precision: float = Field(default=0.01, gt=0, description="enough when a 95% interval's half-width is this share")
+    interest: float = Field(default=0.01, ge=0, description="a difference of at most this share is none")
+    processes_min: int = Field(default=5, ge=PROCESSES_LEAST, description="fresh processes, time permitting")
+    processes_max: int = Field(default=60, ge=PROCESSES_LEAST)
+    slice_seconds: float = Field(default=0.25, gt=0, description="of timed rounds for each file in each process")
+    rounds_max: int = Field(default=20, ge=3, description="in each process")
+
+
+class Latency(BaseModel, frozen=True, extra="forbid"):
+    """How long one run takes. The interval is of the median; p90 and p99 only where the samples support them."""
+
+    n: int = Field(description="timed runs")
+    processes: int
+    median_ms: float
+    low_ms: float
+    high_ms: float
+    p90_ms: float | None
+    p99_ms: float | None
+    load_ms: float = Field(description="making the session, the runtime being there; median over processes")
+    first_ms: float = Field(description="the first run of a new session; median over processes")
+
+
+class Ratio(BaseModel, frozen=True, extra="forbid"):
+    """Baseline over candidate: above 1 the candidate is faster.
+
+    A verdict other than "no detectable difference" needs the whole interval beyond the difference of interest.
+    """
+
+    ratio: float
+    low: float
+    high: float
+    verdict: Literal["faster", "slower", "no detectable difference"]
+
+
+class Profile(BaseModel, frozen=True, extra="forbid"):
+    """One file: what it is and what it costs.
+
+    1 MB is 10^6 bytes. `peak_memory_mb` is over what the bare runtime takes; `macs` are of one sample.
+    """
+
+    path: Path
+    sha256: str
+    size_mb: float
+    latency: Latency
+    peak_memory_mb: float
+    parameters: int
+    macs: int
+
+
+class Comparison(BaseModel, frozen=True, extra="forbid"):
+    """A candidate, beside a baseline where one was given; samples_ns is [file][process][round][run]."""
+
+    candidate: Profile
+    baseline: Profile | None
+    ratio: Ratio | None
+    reached: Literal["precision", "time"]
+    environment: dict[str, Any]
+    notes: tuple[str, ...]
+    samples_ns: tuple[BlocksNs, ...] = Field(repr=False, description="the candidate, then the baseline")
+
+
+class Measured(BaseModel, frozen=True, extra="forbid"):
+    """A baseline and candidates that were timed in the same rounds; samples_ns has the baseline first."""
+
+    baseline: Profile
+    candidates: tuple[Profile, ...]
+    interest: float
+    reached: Literal["precision", "time"]
+    environment: dict[str, Any]
+    notes: tuple[str, ...]
+    samples_ns: tuple[BlocksNs, ...] = Field(repr=False)
+
+    def ratio(self, index: int) -> Ratio:
+        """The baseline over a candidate: above 1 the candidate is faster."""
+        return judge(self.samples_ns[0], self.samples_ns[1 + index], self.interest)
+
+    def ratio_between(self, reference: int, candidate: int) -> Ratio:
+        """One candidate over another: above 1 the second is faster."""
+        return judge(self.samples_ns[1 + reference], self.samples_ns[1 + candidate], self.interest)
+
+    def samples_ms(self, index: int) -> list[float]:
+        """All timed runs of a candidate, in the order they were run."""
+        return [ns / 1e6 for process in self.samples_ns[1 + index] for block in process for ns in block]
+
+    def comparison(self, index: int) -> Comparison:
+        """A candidate beside the baseline."""
+        return Comparison(
+            candidate=self.candidates[index],
+            baseline=self.baseline,
+            ratio=self.ratio(index),
+            reached=self.reached,
+            environment=self.environment,
+            notes=self.notes,
+            samples_ns=(self.samples_ns[1 + index], self.samples_ns[0]),
+        )
+
+
+def judge(baseline_ns: BlocksNs, candidate_ns: BlocksNs, interest: float) -> Ratio:
+    """The ratio of two files that were timed in the same rounds, and what can be said of it.
+
+    "faster" or "slower" take an interval that lies beyond 1 + interest, or 1 / (1 + interest), as a whole.
+    """
+    interval = ratio_interval(paired_log_ratios(baseline_ns, candidate_ns))
+    verdict: Literal["faster", "slower", "no detectable difference"] = "no detectable difference"
+    if interval.low > 1 + interest:
+        verdict = "faster"
+    elif interval.high < 1 / (1 + interest):
+        verdict = "slower"
+    return Ratio(ratio=interval.value, low=interval.low, high=interval.high, verdict=verdict)
+
+
+def compare(
+    candidate: File,
+    baseline: File | None,
+    device: Device,
+    inputs: Sequence[Array] | None = None,
+    settings: Settings | None = None,
+    *,
+    seed: int = 0,
+    emit: Emit = silent,
+) -> Comparison:
+    """Measure one file, alone or interleaved with a baseline.
+
+    Args: inputs: real samples, one array [n, ...] for each of the models' inputs, in call order; random numbers where
+    None. seed: of the order of blocks, and of the intervals' draws.
+
+    Raises: TargetError where a file cannot be loaded or run, or a process died; ModelError where its
+    multiply-accumulates cannot be counted.
+    """
+    if baseline is not None:
+        return measure([candidate], baseline, device, inputs, settings, seed=seed, emit=emit).comparison(0)
+    alone = measure([], candidate, device, inputs, settings, seed=seed, emit=emit)
+    return Comparison(
+        candidate=alone.baseline,
+        baseline=None,
+        ratio=None,
+        reached=alone.reached,
+        environment=alone.environment,
+        notes=alone.notes,
+        samples_ns=alone.samples_ns,
+    )
+
+
+def measure(
+    candidates: Sequence[File],
+    baseline: File,
+    device: Device,
+    inputs: Sequence[Array] | None = None,
+    settings: Settings | None = None,
+    *,
+    seed: int = 0,
+    emit: Emit = silent,
+) -> Measured:
+    """Measure several candidates and one baseline, all in the same rounds of the same processes.
+
+    Processes are started until every candidate's ratio is known to `settings.precision` (or, without a candidate, the
+    baseline's median), or `settings.seconds` are over; `reached` says which.
+
+    Args and errors: as for `compare`.
+    """
+    settings = settings or Settings()
+    files = [baseline, *candidates]
+    runtime = runtime_of(device)
+    costs = [_cost(runtime.files(file)) for file in files]
+    described = environment({device.runtime: runtime.version(), "numpy": np.__version__})
+    load = Load()
+    found: list[tuple[FileTiming, ...]] = []
+    used: set[tuple[int, ...] | None] = set()
+    reached: Literal["precision", "time"] = "time"
+    with Workplace(inputs) as place:
+        memory = _memory(files, [cost[0] for cost in costs], device, place, seed)
+        start = time.monotonic()
+        while len(found) < settings.processes_max:
+            cores = load.quietest(device.threads)
+            job = _job(files, device, place, (seed, len(found)), cores).model_copy(
+                update={"slice_seconds": settings.slice_seconds * len(files), "rounds_max": settings.rounds_max}
+            )
+            done = place.run(job)
+            found.append(done.timings)
+            used.add(cores if done.pinned else None)
+            spent = time.monotonic() - start
+            emit(Progress("measuring", min(round(spent), round(settings.seconds)), round(settings.seconds), "s"))
+            if len(found) >= settings.processes_min and _precise(found, settings.precision):
+                reached = "precision"
+                break
+            if spent >= settings.seconds and len(found) >= PROCESSES_LEAST:
+                break
+    samples = tuple(tuple(process[index].blocks_ns for process in found) for index in range(len(files)))
+    generator = np.random.default_rng((seed, len(found)))
+    profiles = [
+        Profile(
+            path=file.path,
+            sha256=sha256,
+            size_mb=size / 1e6,
+            latency=_latency([process[index] for process in found], generator),
+            peak_memory_mb=memory[sha256] / 1e6,
+            parameters=parameters,
+            macs=macs,
+        )
+        for index, (file, (sha256, size, parameters, macs)) in enumerate(zip(files, costs, strict=True))
+    ]
+    pinned = sorted({core for cores in used if cores is not None for core in cores})
+    return Measured(
+        baseline=profiles[0],
+        candidates=tuple(profiles[1:]),
+        interest=settings.interest,
+        reached=reached,
+        environment={**described, "pinned_to": pinned, "processes": len(found)},
+        notes=(*load.notes(), *_notes(found)),
+        samples_ns=samples,
+    )
+
+
+def quick_latency(file: File, device: Device, inputs: Sequence[Array] | None = None, seconds: float = 1.0) -> float:
+    """The median in milliseconds from one fresh process: good enough to rank candidates, not to judge one.
+
+    Raises: TargetError where the file cannot be loaded or run.
+    """
+    with Workplace(inputs) as place:
+        cores = Load().quietest(device.threads)
+        job = _job([file], device, place, (0, 0), cores).model_copy(update={"slice_seconds": seconds})
+        timing = place.run(job).timings[0]
+    return float(np.median([np.median(block) for block in timing.blocks_ns])) / 1e6
+
+
+def _job(
+    files: Sequence[File], device: Device, place: Workplace, seed: tuple[int, ...], cores: tuple[int, ...] | None
+) -> Job:
+    subjects = tuple(WorkerFile(path=file.path.resolve(), runtime=file.runtime) for file in files)
+    return Job(device=device, files=subjects, inputs=place.inputs, seed=seed, cores=cores)
+
+
+def _cost(paths: Sequence[Path]) -> tuple[str, int, int, int]:
+    """SHA-256 and bytes of all that is loaded, parameters, multiply-accumulates."""
+    sha = hashlib.sha256()
+    for path in paths:
+        sha.update(path.read_bytes())
+    parameters, macs = count(onnx_ir.load(paths[0]))
+    return sha.hexdigest(), sum(path.stat().st_size for path in paths), parameters, macs
+
+
+def _memory(
+    files: Sequence[File], hashes: Sequence[str], device: Device, place: Workplace, seed: int
+) -> dict[str, int]:
+    """Peak bytes by the file's hash: each in a process of its own, for memory that one has freed another may use."""
+    peaks: dict[str, int] = {}
+    for file, sha256 in zip(files, hashes, strict=True):
+        if sha256 not in peaks:
+            job = _job([file], device, place, (seed,), None).model_copy(update={"memory": True})
+            peaks[sha256] = place.run(job).peak_bytes
+    return peaks
+
+
+def _precise(found: Sequence[tuple[FileTiming, ...]], precision: float) -> bool:
+    """Whether each ratio's interval (of one file alone, its time's) is at most `precision` to either side."""
+    blocks = [[process[index].blocks_ns for process in found] for index in range(len(found[0]))]
+    logs: list[Floats]
+    if len(blocks) == 1:
+        logs = [np.log([np.median([np.median(block) for block in process]) for process in blocks[0]])]
+    else:
+        logs = [paired_log_ratios(blocks[0], candidate) for candidate in blocks[1:]]
+    intervals = [ratio_interval(one) for one in logs]
+    return all(math.log(interval.high / interval.low) / 2 <= math.log1p(precision) for interval in intervals)
+
+
+def _latency(timings: Sequence[FileTiming], generator: np.random.Generator) -> Latency:
+    clusters = [timing.blocks_ns for timing in timings]
+    samples = np.array([ns for process in clusters for block in process for ns in block]) / 1e6
+    median = median_interval(clusters, generator)
+    return Latency(
+        n=samples.size,
+        processes=len(timings),
+        median_ms=median.value / 1e6,
+        low_ms=median.low / 1e6,
+        high_ms=median.high / 1e6,
+        p90_ms=percentile(samples, 0.9),
+        p99_ms=percentile(samples, 0.99),
+        load_ms=float(np.median([timing.load_ns for timing in timings])) / 1e6,
+        first_ms=float(np.median([timing.first_ns for timing in timings])) / 1e6,
+    )
+
+
+def _notes(found: Sequence[tuple[FileTiming, ...]]) -> list[str]:
+    unsteady = sum(not timing.steady for process in found for timing in process)
+    of = sum(len(process) for process in found)
+    # a quarter: on a busy machine a few warm-ups end before their noise lets them be called steady
+    return [f"{unsteady} of {of} warm-ups were not steady when their time was over"] if unsteady > of / 4 else []

@@ -1,0 +1,161 @@
+"""The seam to what runs models on a device: a Runtime builds and loads files, an Engine runs batches.
+
+Nothing here imports torch: the processes that measure load only numpy and the runtime.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, cast
+
+import numpy as np
+from numpy.typing import NDArray
+
+from kdc.core.device import Device
+from kdc.core.errors import TargetError
+
+if TYPE_CHECKING:
+    from kdc.core.artifact import DeviceFile
+
+Array = NDArray[Any]
+
+
+class Port(NamedTuple):
+    """One input or output of an engine; `shape` has a name where a size is free, `dtype` is numpy's name."""
+
+    name: str
+    shape: tuple[int | str, ...]
+    dtype: str
+
+
+class File(Protocol):
+    """A file that a runtime loads. `DeviceFile` is one; the measuring processes have their own, free of torch."""
+
+    @property
+    def path(self) -> Path:
+        """Where it lies."""
+
+    @property
+    def runtime(self) -> str:
+        """The name of the runtime that loads it."""
+
+
+class Engine(Protocol):
+    """A loaded model."""
+
+    @property
+    def inputs(self) -> tuple[Port, ...]:
+        """What it takes, in call order."""
+
+    @property
+    def outputs(self) -> tuple[Port, ...]:
+        """What it gives, in order."""
+
+    def run(self, inputs: Sequence[Array]) -> list[Array]:
+        """Run one batch: one array for each input, in call order.
+
+        Raises: TargetError where the runtime refuses them.
+        """
+
+
+class Runtime(Protocol):
+    """What turns an ONNX file into the device's own, and loads that."""
+
+    def missing(self) -> str | None:
+        """The command that installs it, or None where it is installed."""
+
+    def version(self) -> str:
+        """The installed version."""
+
+    def prepare(self) -> None:
+        """Import it and start all that any model needs, so that what follows is the model's own cost."""
+
+    def build(self, onnx_path: Path, folder: Path, device: Device) -> DeviceFile:
+        """Turn an ONNX file into the file that ships, in `folder`.
+
+        Raises: TargetError where the device cannot have this model.
+        """
+
+    def files(self, file: File) -> tuple[Path, ...]:
+        """All files that loading this one reads: itself first, then weights kept beside it."""
+
+    def load(self, file: File, device: Device) -> Engine:
+        """Load a built file.
+
+        Raises: TargetError where the file is not there or cannot be loaded.
+        """
+
+
+_MODULES = {"onnxruntime": "targets.onnxruntime"}
+
+
+def runtime_of(device: Device) -> Runtime:
+    """The runtime of a device.
+
+    Raises: TargetError where kdc knows no such runtime, or it is not installed; the message has the command.
+    """
+    if device.runtime not in _MODULES:
+        raise TargetError(
+            f"target {device.name}: there is no runtime {device.runtime!r}", do=f"known runtimes: {', '.join(_MODULES)}"
+        )
+    # By name, so that this file and the runtimes' files do not import each other.
+    runtime = cast(Runtime, importlib.import_module(_MODULES[device.runtime]).RUNTIME)
+    command = runtime.missing()
+    if command is not None:
+        raise TargetError(f"target {device.name}: the runtime {device.runtime} is not installed", do=command)
+    return runtime
+
+
+def feeds(
+    engine: Engine, samples: Sequence[Array] | None, batch: int, generator: np.random.Generator, limit: int = 256
+) -> list[list[Array]]:
+    """Batches for an engine, each one array for each input, from real samples or else from random numbers.
+
+    A free first size is the batch. Real samples are cast within their kind (float64 to float32), never across it.
+
+    Args: samples: one array [n, ...] for each input, in call order. limit: the most batches given.
+
+    Raises: TargetError where the samples do not fit the engine, or another size is free and no sample tells it.
+    """
+    if samples is None:
+        return [[_random(port, batch, generator) for port in engine.inputs] for _ in range(4)]
+    if len(samples) != len(engine.inputs):
+        raise TargetError(f"the model takes {len(engine.inputs)} inputs, the samples have {len(samples)}")
+    columns = [_batches(port, array, batch, limit) for port, array in zip(engine.inputs, samples, strict=True)]
+    return [list(row) for row in zip(*columns, strict=True)]
+
+
+def _random(port: Port, batch: int, generator: np.random.Generator) -> Array:
+    shape = [size if isinstance(size, int) else batch if axis == 0 else 0 for axis, size in enumerate(port.shape)]
+    if 0 in shape:
+        raise TargetError(
+            f"input {port.name!r} has a size that is free, {_show(port)}, and nothing tells it",
+            do="give real samples (`--samples inputs.npz`)",
+        )
+    kind = np.dtype(port.dtype)
+    if kind.kind == "f":
+        return generator.standard_normal(shape).astype(kind)
+    # 0 and 1 are valid as a token, as a mask and as an index of anything that has two
+    return generator.integers(0, 2, shape).astype(kind)
+
+
+def _batches(port: Port, array: Array, batch: int, limit: int) -> list[Array]:
+    first = port.shape[0] if port.shape else 1
+    size = first if isinstance(first, int) else batch
+    fits = array.ndim == len(port.shape) and all(
+        isinstance(want, str) or want == got for want, got in zip(port.shape[1:], array.shape[1:], strict=True)
+    )
+    if not fits or not np.can_cast(array.dtype, port.dtype, "same_kind"):
+        raise TargetError(
+            f"input {port.name!r} takes {port.dtype} {_show(port)}, the samples are {array.dtype} {list(array.shape)}"
+        )
+    if len(array) < size:
+        raise TargetError(f"input {port.name!r} takes a batch of {size}, there are {len(array)} samples")
+    used = array[: min(len(array) // size, limit) * size].astype(port.dtype)
+    return [np.ascontiguousarray(used[start : start + size]) for start in range(0, len(used), size)]
+
+
+def _show(port: Port) -> str:
+    return "[" + ", ".join(map(str, port.shape)) + "]"

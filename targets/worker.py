@@ -1,0 +1,195 @@
+"""One measuring process: loads the files, warms them up, times them in blocks, and writes down every sample.
+
+Started by `targets.process` as `python -m targets.worker JOB RESULT`, so that every measurement begins in a process
+that has nothing else in it: numpy and the runtime, no torch.
+"""
+
+from __future__ import annotations
+
+import gc
+import math
+import os
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from statistics import median
+
+import numpy as np
+from pydantic import BaseModel
+
+from kdc.core.device import Device
+from kdc.core.errors import TargetError
+from kdc.numerics.stats import is_steady
+from targets.machine import peak_bytes, pin, reset_peak, resident_bytes
+from targets.runtime import Array, feeds, runtime_of
+
+WINDOW_NS = 5_000_000  # one window of the warm-up
+WARM_UP_NS = 500_000_000  # the most spent on one model's warm-up
+DISCARDED_NS = 10_000_000  # at a block's start: the caches get the model back from its predecessor
+BLOCK_NS = 20_000_000  # the rest of the block, timed
+DISCARDED_RUNS = (1, 20)
+BLOCK_RUNS = (3, 40)
+ROUNDS_MIN = 3
+
+Batches = list[list[Array]]
+
+
+class WorkerFile(BaseModel, frozen=True):
+    """A file to measure."""
+
+    path: Path
+    runtime: str
+
+
+class Job(BaseModel, frozen=True):
+    """What one process does. `inputs` is an .npz with arrays "0", "1", ...: samples [n, ...] in call order."""
+
+    device: Device
+    files: tuple[WorkerFile, ...]
+    inputs: Path | None
+    seed: tuple[int, ...]
+    cores: tuple[int, ...] | None
+    slice_seconds: float = 0.0
+    rounds_max: int = 20
+    memory: bool = False
+
+
+class FileTiming(BaseModel, frozen=True):
+    """One file in one process: blocks_ns is [rounds][runs]."""
+
+    load_ns: int
+    first_ns: int
+    warm_up_runs: int
+    steady: bool
+    blocks_ns: tuple[tuple[int, ...], ...]
+
+
+class Done(BaseModel, frozen=True):
+    """What one process found: `timings` in the job's order of files, or `peak_bytes` of its one file, or an error."""
+
+    timings: tuple[FileTiming, ...] = ()
+    peak_bytes: int = 0
+    pinned: bool = False
+    error: str | None = None
+
+
+class _Subject:
+    """A loaded file with its batches and how many runs make a block."""
+
+    def __init__(self, job: Job, file: WorkerFile, samples: list[Array] | None) -> None:
+        runtime = runtime_of(job.device)
+        start = time.perf_counter_ns()
+        engine = runtime.load(file, job.device)
+        self.load_ns = time.perf_counter_ns() - start
+        self.run: Callable[[Sequence[Array]], object] = engine.run
+        self.batches: Batches = feeds(engine, samples, job.device.batch, np.random.default_rng(job.seed))
+        self.first_ns = self.block(0, 0, 1)[0]
+        self.warm_up_runs = 0
+        self.steady = False
+        self.discarded = self.timed = 1
+        self.blocks_ns: list[tuple[int, ...]] = []
+
+    def block(self, position: int, discarded: int, timed: int) -> tuple[int, ...]:
+        """Nanoseconds of `timed` runs back to back, after `discarded` that are not timed."""
+        run, batches, clock = self.run, self.batches, time.perf_counter_ns
+        of = len(batches)
+        for k in range(discarded):
+            run(batches[(position + k) % of])
+        spent = [0] * timed
+        for k in range(timed):
+            batch = batches[(position + k) % of]
+            start = clock()
+            run(batch)
+            spent[k] = clock() - start
+        return tuple(spent)
+
+    def warm_up(self) -> None:
+        """Run until the time has stopped falling, or `WARM_UP_NS` is over; then fix the block's length."""
+        windows: list[float] = []
+        runs = _clipped(WINDOW_NS, self.first_ns, (1, 10))
+        start = time.perf_counter_ns()
+        while not self.steady and time.perf_counter_ns() - start < WARM_UP_NS:
+            windows.append(median(self.block(self.warm_up_runs, 0, runs)))
+            self.warm_up_runs += runs
+            self.steady = is_steady(windows)
+        typical = median(windows[-3:])
+        self.discarded = _clipped(DISCARDED_NS, typical, DISCARDED_RUNS)
+        self.timed = _clipped(BLOCK_NS, typical, BLOCK_RUNS)
+
+    def timing(self) -> FileTiming:
+        """All that was found."""
+        return FileTiming(
+            load_ns=self.load_ns,
+            first_ns=self.first_ns,
+            warm_up_runs=self.warm_up_runs,
+            steady=self.steady,
+            blocks_ns=tuple(self.blocks_ns),
+        )
+
+
+def _clipped(budget_ns: float, run_ns: float, runs: tuple[int, int]) -> int:
+    return min(max(math.ceil(budget_ns / run_ns), runs[0]), runs[1])
+
+
+def _time(job: Job, samples: list[Array] | None) -> Done:
+    generator = np.random.default_rng(job.seed)
+    runtime_of(job.device).prepare()
+    loaded: dict[int, _Subject] = {}
+    # A session's place in memory decides a percent or two of its time: which one comes first is left to chance.
+    for index in generator.permutation(len(job.files)):
+        loaded[int(index)] = _Subject(job, job.files[index], samples)
+    subjects = [loaded[index] for index in range(len(job.files))]
+    gc.collect()
+    gc.freeze()
+    gc.disable()
+    for subject in subjects:
+        subject.warm_up()
+    start = time.monotonic()
+    for done in range(job.rounds_max):
+        if done >= ROUNDS_MIN and time.monotonic() - start >= job.slice_seconds:
+            break
+        position = int(generator.integers(2**16))  # the same samples for every file of a round
+        for index in generator.permutation(len(subjects)):
+            subject = subjects[index]
+            subject.blocks_ns.append(subject.block(position, subject.discarded, subject.timed))
+    return Done(timings=tuple(subject.timing() for subject in subjects))
+
+
+def _memory(job: Job, samples: list[Array] | None) -> Done:
+    """The most memory that is resident while a file is loaded and run, over what the bare runtime takes."""
+    runtime = runtime_of(job.device)
+    runtime.prepare()
+    gc.collect()
+    reset_peak()
+    before = resident_bytes()
+    engine = runtime.load(job.files[0], job.device)
+    batches = feeds(engine, samples, job.device.batch, np.random.default_rng(job.seed), limit=1)
+    for _ in range(5):
+        engine.run(batches[0])
+    return Done(peak_bytes=max(0, peak_bytes() - before))
+
+
+def _samples(path: Path | None) -> list[Array] | None:
+    if path is None:
+        return None
+    with np.load(path, allow_pickle=False) as stored:
+        return [stored[str(index)] for index in range(len(stored.files))]
+
+
+def main(job_path: str, result_path: str) -> None:
+    """Do the job of one file, and write what was found into another."""
+    job = Job.model_validate_json(Path(job_path).read_text())
+    pinned = pin(job.cores)
+    try:
+        done = (_memory if job.memory else _time)(job, _samples(job.inputs))
+    except TargetError as error:
+        done = Done(error=str(error))
+    Path(result_path).write_text(done.model_copy(update={"pinned": pinned}).model_dump_json())
+    sys.stdout.flush()
+    # The runtime's own threads are not waited for: all that mattered is written.
+    os._exit(0)
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

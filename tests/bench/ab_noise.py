@@ -1,0 +1,107 @@
+"""The profiler's own test: a file against itself, and against a copy with one more layer that costs about 10%.
+
+    python tests/bench/ab_noise.py --times 40 --seconds 20
+
+Prints how often each verdict was given ("none": no detectable difference), the range of the ratios, the median
+half-width of their intervals, and how many reached the wanted precision in time. A file against itself should be told
+apart at most 4 times of 40, and the copy found slower at least 9 times of 10.
+"""
+
+import argparse
+import tempfile
+import time
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+from onnx import TensorProto, helper, numpy_helper, save
+from rich.console import Console
+from rich.table import Table
+
+from kdc.core.artifact import DeviceFile
+from targets.device import load_device
+from targets.measure import Settings, measure
+
+CHANNELS, SIZE = 32, 14
+
+
+def network(path, extra=0):
+    """Six convolutions on [1, 32, 14, 14]; the extra one has kernel 1 and `extra` filters more, dropped again."""
+    generator = np.random.default_rng(0)
+    nodes, weights, last = [], [], "x"
+
+    def conv(name, inputs, outputs, kernel):
+        nonlocal last
+        weight = generator.normal(0, 0.05, (outputs, inputs, kernel, kernel)).astype(np.float32)
+        weights.append(numpy_helper.from_array(weight, f"{name}.weight"))
+        pads = [kernel // 2] * 4
+        nodes.append(helper.make_node("Conv", [last, f"{name}.weight"], [f"{name}.out"], pads=pads, name=name))
+        nodes.append(helper.make_node("Relu", [f"{name}.out"], [name]))
+        last = name
+
+    for index in range(6):
+        conv(f"conv{index}", CHANNELS, CHANNELS, 3)
+        if index == 2 and extra:
+            conv("extra.widen", CHANNELS, extra, 1)
+            conv("extra.narrow", extra, CHANNELS, 1)
+    shape = ["batch", CHANNELS, SIZE, SIZE]
+    graph = helper.make_graph(
+        nodes,
+        "network",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, shape)],
+        [helper.make_tensor_value_info(last, TensorProto.FLOAT, shape)],
+        weights,
+    )
+    save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 21)], ir_version=10), path)
+    return DeviceFile(path, "onnxruntime")
+
+
+def calibrated(folder, plain, device, cost):
+    """The copy whose measured cost is nearest to `cost` times the plain network's, and that cost with its interval."""
+    found = []
+    copies = [network(folder / f"extra{width}.onnx", width) for width in (16, 32, 48, 64, 80, 96)]
+    measured = measure(copies, plain, device, settings=Settings(seconds=60))
+    for index, copy in enumerate(copies):
+        ratio = measured.ratio(index)
+        found.append((abs(1 / ratio.ratio - cost), copy, ratio))
+    _, copy, ratio = min(found, key=lambda one: one[0])
+    return copy, ratio, measured
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--times", type=int, default=40)
+    parser.add_argument("--seconds", type=float, default=20.0, help="the most that one comparison takes")
+    arguments = parser.parse_args()
+    console, settings = Console(highlight=False), Settings(seconds=arguments.seconds)
+    device = load_device("cpu-ort")
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        plain = network(folder / "plain.onnx")
+        copy, ratio, calibration = calibrated(folder, plain, device, 1.10)
+        low, middle, high = (100 / end - 100 for end in (ratio.high, ratio.ratio, ratio.low))
+        console.print(f"plain: {calibration.baseline.latency.median_ms:.4f} ms; {'; '.join(calibration.notes)}")
+        console.print(f"extra layer: {copy.path.stem}, costs {middle:.1f}% [{low:.1f}, {high:.1f}]")
+        table = Table("pair", "times", "faster", "slower", "none", "ratios", "± %", "s each", "precise", box=None)
+        for pair, candidate in (("A/A", plain), ("+ layer", copy)):
+            ratios, reached, start = [], Counter(), time.monotonic()
+            for seed in range(arguments.times):
+                one = measure([candidate], plain, device, settings=settings, seed=seed)
+                ratios.append(one.ratio(0))
+                reached[one.reached] += 1
+            verdicts = Counter(one.verdict for one in ratios)
+            widths = [100 * np.log(one.high / one.low) / 2 for one in ratios]
+            table.add_row(
+                pair,
+                str(arguments.times),
+                *(str(verdicts[verdict]) for verdict in ("faster", "slower", "no detectable difference")),
+                f"{min(r.ratio for r in ratios):.3f}–{max(r.ratio for r in ratios):.3f}",
+                f"{np.median(widths):.2f}",
+                f"{(time.monotonic() - start) / arguments.times:.1f}",
+                f"{reached['precision']}/{arguments.times}",
+            )
+        console.print(table)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,177 @@
+"""A whole run on a user's own small project: the results, the store, and going on after a kill."""
+
+import hashlib
+import json
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import onnxruntime
+import pytest
+
+from kdc.driver.check import check
+from kdc.driver.compress import compress
+from kdc.driver.recipe import load_recipe
+from kdc.driver.why import why
+from passes import PASSES
+
+pytestmark = pytest.mark.slow
+
+
+def recipe(folder: Path, *settings: str):
+    return load_recipe(folder / "recipe.yaml", {}, settings, PASSES)
+
+
+def sha(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory, shapes_weights):
+    from tests.conftest import DATA, RECIPE, TEACHER
+
+    folder = tmp_path_factory.mktemp("project")
+    for name, text in (("teacher.py", TEACHER), ("data.py", DATA), ("recipe.yaml", RECIPE)):
+        (folder / name).write_text(text)
+    (folder / "teacher.safetensors").write_bytes(shapes_weights.read_bytes())
+    return folder, folder / "run", compress(recipe(folder), folder / "run")
+
+
+def test_the_folder_holds_what_was_promised_and_nothing_else(finished):
+    _, out, _ = finished
+    assert {path.name for path in out.iterdir()} == {
+        "student.onnx", "teacher.onnx", "report.json", "structure.json", "weights.safetensors", "recipe.lock.yaml",
+        "manifest.json", ".kdc",
+    }  # fmt: skip
+    manifest = json.loads((out / "manifest.json").read_text())["sha256"]
+    assert all(sha(out / name) == digest for name, digest in manifest.items())
+
+
+def test_the_report_says_what_the_student_file_does(finished):
+    folder, out, report = finished
+    names: dict = {}
+    exec((folder / "data.py").read_text(), names)
+    images, labels = names["load"]()["test"]
+    session = onnxruntime.InferenceSession(out / "student.onnx")
+    (logits,) = session.run(None, {session.get_inputs()[0].name: images})
+    assert report.student.metric.points == pytest.approx(100 * np.mean(logits.argmax(1) == labels))
+    assert report.student.sha256 == sha(out / "student.onnx")
+    assert report.drop.points == pytest.approx(report.teacher.metric.points - report.student.metric.points)
+
+
+def test_the_report_has_its_keys_and_one_row_a_pass(finished):
+    _, out, _ = finished
+    report = json.loads((out / "report.json").read_text())
+    assert {"schema_version", "teacher", "student", "steps", "budget", "speedup", "drop", "environment", "seconds"} <= (
+        report.keys()
+    )
+    assert [step["kind"] for step in report["steps"]] == ["prune", "quantize"]
+    assert sum(step["selected"] for step in report["steps"]) == 1
+    assert {"ratio", "low", "high", "verdict"} == report["speedup"].keys()
+
+
+def test_verify_passes_on_the_run_as_it_is(finished):
+    lines = check(finished[1]).lines
+    assert [line.split(":")[0] for line in lines] == ["checksums", "structure", "parity", "metric"]
+
+
+def test_the_lock_gives_the_same_recipe_again(finished):
+    folder, out, _ = finished
+    again = load_recipe(out / "recipe.lock.yaml", {}, [], PASSES)
+    assert again == recipe(folder)
+
+
+def test_a_second_run_serves_every_step_from_the_store(finished):
+    folder, out, report = finished
+    events: list = []
+    again = compress(recipe(folder), out, events.append)
+    started = [event for event in events if type(event).__name__ == "StepStarted"]
+    assert started
+    assert all(event.stored for event in started)
+    assert again.student.sha256 == report.student.sha256
+
+
+def reasons(folder: Path, out: Path, *settings: str) -> dict[str, tuple[bool, tuple[str, ...]]]:
+    return {reason.step: (reason.stored, reason.changes) for reason in why(recipe(folder, *settings), out, None)}
+
+
+def test_nothing_changed_and_everything_is_stored(finished):
+    assert all(stored for stored, _ in reasons(*finished[:2]).values())
+
+
+def test_a_changed_setting_repeats_its_step_and_those_after_it(finished):
+    found = reasons(*finished[:2], "passes.1.samples=100")
+    assert found["prune"] == (True, ())
+    assert found["quantize"][0] is False
+    assert found["quantize"][1] == ("settings.samples: 512 → 100",)
+    found = reasons(*finished[:2], "passes.0.keep_macs=0.3")
+    assert found["prune"] == (False, ("settings.keep_macs: 0.2 → 0.3",))
+    assert "the step before it, prune, is done again" in found["quantize"][1]
+
+
+def test_a_changed_seed_repeats_everything(finished):
+    found = reasons(*finished[:2], "seed=7")
+    assert found["prune"][1] == ("seed: 0 → 7",)
+    assert not found["quantize"][0]
+
+
+def test_a_changed_line_of_a_pass_repeats_that_pass_and_names_the_file(finished, monkeypatch):
+    read = Path.read_bytes
+    monkeypatch.setattr(
+        Path, "read_bytes", lambda self: read(self) + (b"\n# new" if self.name == "calibrate.py" else b"")
+    )
+    found = reasons(*finished[:2])
+    assert found["prune"] == (True, ())
+    (change,) = found["quantize"][1]
+    assert change.startswith("source.passes/quantize/calibrate.py")
+
+
+def test_a_changed_byte_of_the_data_repeats_everything_and_says_data(finished):
+    folder, out, _ = finished
+    text = (folder / "data.py").read_text()
+    (folder / "data.py").write_text(text.replace("bar += 3", "bar += 3.001"))
+    try:
+        found = reasons(folder, out)
+    finally:
+        (folder / "data.py").write_text(text)
+    assert not any(stored for stored, _ in found.values())
+    assert any(change.startswith("data: ") for change in found["prune"][1])
+
+
+def test_another_version_of_a_library_repeats_what_uses_it(finished, monkeypatch):
+    from kdc.driver import sources
+
+    real = sources.version
+    monkeypatch.setattr(sources, "version", lambda name: "99.0" if name == "brevitas" else real(name))
+    found = reasons(*finished[:2])
+    assert found["prune"] == (True, ())
+    assert found["quantize"][1][0].startswith("libraries.brevitas: ")
+
+
+def test_a_killed_run_goes_on_and_ends_with_the_same_student(finished, tmp_path):
+    folder, _, report = finished
+    out = tmp_path / "killed"
+    command = [sys.executable, "-m", "kdc.cli.main", "compress", str(folder / "recipe.yaml"), "--out", str(out)]
+    for seconds in (7.0, 12.0):
+        process = subprocess.Popen([*command, "--quiet"], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        time.sleep(seconds)
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+    ended = subprocess.run([*command, "--quiet", "--json"], capture_output=True, text=True, check=False)
+    assert ended.returncode == 0, ended.stderr
+    steps = [json.loads((out / "structure.json").read_text()), json.loads((folder / "run/structure.json").read_text())]
+    assert steps[0]["steps"] == steps[1]["steps"]
+    assert sha(out / "weights.safetensors") == sha(folder / "run" / "weights.safetensors")
+    assert sha(out / "student.onnx") == report.student.sha256
+
+
+def test_a_limit_that_cannot_be_met_keeps_the_nearest_and_names_it(finished):
+    folder, out, _ = finished
+    report = compress(recipe(folder, "budget.min_speedup=1000"), out)
+    assert not report.met
+    assert "min_speedup" in report.binding()
+    assert (out / "student.onnx").exists()
+    compress(recipe(folder), out)

@@ -1,0 +1,27 @@
+"""A step's key covers the code that it runs, and no other."""
+
+from kdc.driver.sources import digests
+
+
+def test_a_pass_depends_on_its_own_files_and_on_what_they_import():
+    found = digests("passes.prune")
+    assert {"passes/prune/__init__.py", "passes/prune/importance.py", "kdc/distill/loop.py"} <= found.keys()
+
+
+def test_a_pass_does_not_depend_on_another_pass_or_on_the_driver():
+    found = digests("passes.prune")
+    assert not [
+        name for name in found if name.startswith(("passes/quantize", "passes/export", "kdc/driver", "kdc/cli"))
+    ]
+
+
+def test_a_changed_line_changes_the_digest_of_that_file_alone(monkeypatch, tmp_path):
+    from pathlib import Path
+
+    before = digests("passes.prune")
+    read = Path.read_bytes
+    monkeypatch.setattr(
+        Path, "read_bytes", lambda self: read(self) + (b"\n# changed" if self.name == "importance.py" else b"")
+    )
+    after = digests("passes.prune")
+    assert {name for name in before if before[name] != after[name]} == {"passes/prune/importance.py"}

@@ -1,0 +1,89 @@
+import pytest
+import torch
+from lowering_zoo import images
+
+from kdc.core.budget import Budget
+from kdc.core.observe import Epoch, Note
+from kdc.distill.settings import Training
+from passes.export.lower import lower
+from passes.quantize import Quantize
+
+SHORT = Training(epochs=4, batch=32, learning_rate=2e-3, ema=0.9)
+
+
+def coarse(lowered, name, times):
+    """A decision whose steps are so many times too wide, as a bad calibration might leave it."""
+    decision = lowered.decision(name)
+    grids = {
+        tensor: grid.model_copy(update={"scale": grid.scale * times, "zero_point": round(grid.zero_point / times)})
+        for tensor, grid in decision.activations.items()
+    }
+    return Quantize().apply(lowered.float(name), decision.model_copy(update={"activations": grids}))
+
+
+def notes(events):
+    return [event.text for event in events if isinstance(event, Note)]
+
+
+@torch.no_grad()
+def divergence(model, teacher):
+    """Kullback-Leibler divergence from the teacher, nats."""
+    student, target = model(images(128, 9)).log_softmax(1), teacher(images(128, 9)).log_softmax(1)
+    return float(torch.nn.functional.kl_div(student, target, log_target=True, reduction="batchmean"))
+
+
+def test_calibration_that_costs_little_is_left_as_it_is(lowered, quantization_context, tmp_path):
+    artifact = Quantize().apply(lowered.float("plain"), lowered.decision("plain"))
+    events, before = [], artifact.digest()
+    context = quantization_context(lowered.float("plain").model, tmp_path, events, Budget(max_drop=20))
+    tuned = Quantize().tune(artifact, context)
+    assert tuned.digest() == before
+    assert "accuracy 100.00 in float" in notes(events)[0]
+    assert "8.00 points" in notes(events)[0]
+    assert not tuned.model.training
+
+
+def test_quantization_aware_distillation_wins_back_what_calibration_lost(
+    lowered, quantization_context, in_runtime, tmp_path
+):
+    teacher = lowered.float("plain").model
+    events = []
+    artifact = coarse(lowered, "plain", 24)
+    lost = divergence(artifact.model, teacher)
+    context = quantization_context(teacher, tmp_path, events, Budget(max_drop=1))
+    tuned = Quantize(training=SHORT).tune(artifact, context)
+    assert divergence(tuned.model, teacher) < 0.5 * lost
+    assert "after quantization-aware distillation" in notes(events)[0]
+    assert len([event for event in events if isinstance(event, Epoch)]) == SHORT.epochs
+    with torch.no_grad():
+        expected = tuned.model(images(32))
+    found = in_runtime(lower(tuned, 21), images(32))  # learned scales reach the file
+    assert (found - expected).square().mean().sqrt() < 0.05 * expected.std()
+
+
+def test_the_same_training_twice_gives_the_same_bytes(lowered, quantization_context, tmp_path):
+    digests = set()
+    for folder in ("a", "b"):
+        context = quantization_context(lowered.float("perceptron").model, tmp_path / folder)
+        artifact = coarse(lowered, "perceptron", 24)
+        digests.add(
+            Quantize(training=SHORT.model_copy(update={"epochs": 1}), qat="always").tune(artifact, context).digest()
+        )
+    assert len(digests) == 1
+
+
+def test_training_that_does_not_help_is_put_back(lowered, quantization_context, tmp_path):
+    artifact = Quantize().apply(lowered.float("perceptron"), lowered.decision("perceptron"))
+    events, before = [], artifact.digest()
+    context = quantization_context(lowered.float("perceptron").model, tmp_path, events)
+    harmful = SHORT.model_copy(update={"learning_rate": 0.5, "epochs": 1})
+    assert Quantize(training=harmful, qat="always").tune(artifact, context).digest() == before
+    assert "was put back" in notes(events)[0]
+
+
+@pytest.mark.parametrize("qat", ["never"])
+def test_never_is_never(qat, lowered, quantization_context, tmp_path):
+    artifact = coarse(lowered, "perceptron", 40)
+    before = artifact.digest()
+    context = quantization_context(lowered.float("perceptron").model, tmp_path, budget=Budget(max_drop=0))
+    assert Quantize(qat=qat).tune(artifact, context).digest() == before

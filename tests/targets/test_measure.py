@@ -1,0 +1,196 @@
+"""Measuring: the verdict's arithmetic on made samples, and real runs whose times are not judged."""
+
+import hashlib
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from kdc.core.artifact import DeviceFile
+from kdc.core.errors import TargetError
+from kdc.core.observe import Progress
+from kdc.numerics.stats import ratio_interval
+from targets.machine import Load, environment, peak_bytes, resident_bytes
+from targets.measure import Measured, Settings, compare, judge, measure, quick_latency
+from targets.process import Workplace
+from targets.worker import Job, WorkerFile
+
+SHORT = Settings(seconds=0.5, processes_min=3, processes_max=3, slice_seconds=0.02)
+
+
+def made(times, processes=6, spread=0.002, seed=0):
+    """Blocks of a file that takes `times` ns, each process with its own deviation."""
+    generator = np.random.default_rng(seed)
+    deviations = np.exp(generator.normal(0, spread, processes))
+    return tuple(
+        tuple(tuple(int(ns) for ns in times * d * generator.uniform(0.99, 1.01, 9)) for _ in range(5))
+        for d in deviations
+    )
+
+
+@pytest.mark.parametrize(
+    ("cost", "verdict"),
+    [
+        (0.5, "faster"),
+        (0.97, "faster"),
+        (1.0, "no detectable difference"),
+        (1.005, "no detectable difference"),
+        (1.03, "slower"),
+        (2.0, "slower"),
+    ],
+)
+def test_the_verdict_follows_the_cost(cost, verdict):
+    ratio = judge(made(1e6), made(1e6 * cost, seed=1), interest=0.01)
+    assert ratio.verdict == verdict
+    assert ratio.ratio == pytest.approx(1 / cost, rel=0.01)
+    assert ratio.low <= ratio.ratio <= ratio.high
+
+
+def test_the_verdict_turns_round_when_the_files_do():
+    fast, slow = made(1e6), made(1.2e6, seed=1)
+    assert judge(fast, slow, 0.01).verdict == "slower"
+    assert judge(slow, fast, 0.01).verdict == "faster"
+
+
+def test_a_spread_between_processes_leaves_nothing_to_say():
+    assert judge(made(1e6, spread=0.3), made(0.95e6, spread=0.3, seed=1), 0.01).verdict == "no detectable difference"
+
+
+def test_measuring_until_it_is_precise_does_not_tell_equal_files_apart():
+    """The rule that stops the sampling looks at the data; its verdict still errs less than one time in twenty."""
+    told_apart, settings = 0, Settings()
+    for seed in range(400):
+        generator = np.random.default_rng(seed)
+        logs = list(generator.normal(0, 0.015, settings.processes_min))
+        while True:
+            interval = ratio_interval(logs)
+            if np.log(interval.high / interval.low) / 2 <= settings.precision or len(logs) >= 20:
+                break
+            logs.append(generator.normal(0, 0.015))
+        told_apart += interval.low > 1 + settings.interest or interval.high < 1 / (1 + settings.interest)
+    assert told_apart <= 20
+
+
+def test_files_are_measured_together_and_can_be_compared_with_each_other(device, linear):
+    teacher, _ = linear("teacher.onnx", 64, 64)
+    students = [linear("a.onnx", 64, 32)[0], linear("b.onnx", 64, 16)[0]]
+    events = []
+    measured = measure(students, teacher, device, settings=SHORT, emit=events.append)
+    assert measured.baseline.path == teacher.path
+    assert [one.path for one in measured.candidates] == [student.path for student in students]
+    assert [one.macs for one in (measured.baseline, *measured.candidates)] == [64 * 64, 64 * 32, 64 * 16]
+    assert [one.parameters for one in measured.candidates] == [64 * 32, 64 * 16]
+    assert measured.baseline.sha256 == hashlib.sha256(teacher.path.read_bytes()).hexdigest()
+    assert measured.baseline.size_mb == teacher.path.stat().st_size / 1e6
+    forth, back = measured.ratio_between(0, 1), measured.ratio_between(1, 0)
+    assert forth.ratio == pytest.approx(1 / back.ratio)
+    assert forth.ratio == pytest.approx(measured.ratio(1).ratio / measured.ratio(0).ratio, rel=0.2)
+    assert all(isinstance(event, Progress) for event in events)
+    assert len(events) == 3
+
+
+def test_every_sample_is_kept_and_survives_json(device, linear):
+    file, _ = linear()
+    measured = measure([file], file, device, settings=SHORT)
+    assert [len(one) for one in measured.samples_ns] == [3, 3]
+    latency = measured.candidates[0].latency
+    assert latency.n == len(measured.samples_ms(0)) >= 3 * 3 * 3
+    assert latency.median_ms == pytest.approx(np.median(measured.samples_ms(0)))
+    assert latency.low_ms <= latency.median_ms <= latency.high_ms
+    assert latency.load_ms > 0
+    assert latency.first_ms > 0
+    assert Measured.model_validate_json(measured.model_dump_json()) == measured
+
+
+def test_one_file_alone_has_no_ratio(device, linear):
+    file, _ = linear()
+    comparison = compare(file, None, device, settings=SHORT)
+    assert comparison.baseline is None
+    assert comparison.ratio is None
+    assert comparison.candidate.path == file.path
+    assert comparison.environment["onnxruntime"]
+
+
+def test_real_samples_are_what_is_run(device, linear):
+    file, _ = linear(inputs=8)
+    assert quick_latency(file, device, [np.zeros((4, 8), np.float32)], seconds=0.02) > 0
+    with pytest.raises(TargetError, match=r"takes float32 \[batch, 8\], the samples are float32 \[4, 9\]"):
+        quick_latency(file, device, [np.zeros((4, 9), np.float32)], seconds=0.02)
+
+
+def test_a_file_that_is_missing_is_named(device, tmp_path):
+    nowhere = DeviceFile(tmp_path / "nowhere.onnx", "onnxruntime")
+    with pytest.raises(TargetError, match=r"nowhere\.onnx: there is no such file"):
+        compare(nowhere, None, device, settings=SHORT)
+    with pytest.raises(TargetError, match=r"nowhere\.onnx: there is no such file"):
+        quick_latency(nowhere, device)
+
+
+def test_peak_memory_counts_the_models_weights(device, linear):
+    small, _ = linear("small.onnx", 8, 8)
+    large, weight = linear("large.onnx", 2000, 2000)
+    measured = measure([small], large, device, settings=SHORT)
+    assert measured.baseline.peak_memory_mb > weight.nbytes / 1e6
+    assert measured.candidates[0].peak_memory_mb < measured.baseline.peak_memory_mb
+
+
+def job(device, file, **changes):
+    return Job(
+        device=device,
+        files=(WorkerFile(path=file.path, runtime=file.runtime),),
+        inputs=None,
+        seed=(0,),
+        cores=None,
+    ).model_copy(update=changes)
+
+
+def test_a_process_that_dies_is_an_error_with_its_last_words(device, linear, tmp_path):
+    file, _ = linear()
+    with Workplace(None) as place, pytest.raises(TargetError, match=r"exit code 1\n[\s\S]*FileNotFoundError"):
+        place.run(job(device, file, inputs=tmp_path / "gone.npz"))
+
+
+def test_an_interrupt_leaves_no_process_behind(device, linear, monkeypatch):
+    started = []
+
+    def interrupted(self, *_):
+        started.append(self)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(subprocess.Popen, "communicate", interrupted)
+    with Workplace(None) as place:
+        with pytest.raises(KeyboardInterrupt):
+            place.run(job(device, linear()[0], slice_seconds=60.0))
+        assert not place.path.joinpath("result.json").exists()
+    assert started[0].wait(timeout=10) != 0
+
+
+def test_a_measuring_process_has_no_torch_in_it():
+    code = "import sys, targets.worker, targets.onnxruntime; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_a_users_folder_named_targets_does_not_stand_in_for_ours(device, linear, tmp_path, monkeypatch):
+    folder = tmp_path / "project" / "targets"
+    folder.mkdir(parents=True)
+    (folder / "__init__.py").write_text("raise SystemExit(9)")
+    monkeypatch.chdir(folder.parent)
+    assert quick_latency(linear()[0], device, seconds=0.02) > 0
+
+
+def test_the_environment_says_what_the_figures_hold_for():
+    found = environment({"runtime": "1.0"})
+    assert {"cpu", "cores", "governor", "load_average", "platform", "python"} <= found.keys()
+    assert found["runtime"] == "1.0"
+    assert found["cpu"]
+
+
+def test_a_busy_machine_is_noted():
+    load = Load()
+    load.busy = [80.0, 90.0]
+    assert load.notes()[0] == "noisy machine: other work kept the measuring core 85% busy"
+
+
+def test_a_peak_is_at_least_what_is_resident():
+    assert peak_bytes() >= resident_bytes() > 10**6
