@@ -251,16 +251,18 @@ def measure(
     )
 
 
-def quick_latency(file: File, device: Device, inputs: Sequence[Array] | None = None, seconds: float = 1.0) -> float:
-    """The median in milliseconds from one fresh process: good enough to rank candidates, not to judge one.
+def quick_latencies(
+    files: Sequence[File], device: Device, inputs: Sequence[Array] | None = None, seconds: float = 1.0
+) -> list[float]:
+    """Medians in milliseconds from one fresh process, its blocks interleaved: good enough to rank, not to judge.
 
-    Raises: TargetError where the file cannot be loaded or run.
+    Raises: TargetError where a file cannot be loaded or run.
     """
     with Workplace(inputs) as place:
         cores = Load().quietest(device.threads)
-        job = _job([file], device, place, (0, 0), cores).model_copy(update={"slice_seconds": seconds})
-        timing = place.run(job).timings[0]
-    return float(np.median([np.median(block) for block in timing.blocks_ns])) / 1e6
+        update = {"slice_seconds": seconds * len(files)}
+        timings = place.run(_job(files, device, place, (0, 0), cores).model_copy(update=update)).timings
+    return [float(np.median([np.median(block) for block in timing.blocks_ns])) / 1e6 for timing in timings]
 
 
 def _job(

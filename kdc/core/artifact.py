@@ -8,7 +8,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
-import numpy as np
 import onnx_ir
 import torch
 from pydantic import BaseModel
@@ -88,9 +87,9 @@ def _parts(model: Any) -> Iterator[bytes]:
     if isinstance(model, nn.Module):
         yield str(model).encode()
         for name, tensor in sorted(model.state_dict().items()):
-            array = tensor.detach().cpu().contiguous()
-            yield f"{name} {array.dtype} {tuple(array.shape)}".encode()
-            yield array.view(torch.uint8).numpy().tobytes() if array.ndim else np.asarray(array).tobytes()
+            yield f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode()
+            # flat first: a contiguous tensor may still have any stride where its size is 1
+            yield tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
     elif isinstance(model, onnx_ir.Model):
         yield onnx_ir.to_proto(model).SerializeToString(deterministic=True)
     elif isinstance(model, DeviceFile):

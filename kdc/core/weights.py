@@ -11,7 +11,7 @@ from pathlib import Path
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
 from kdc.core.errors import ModelError
@@ -66,7 +66,7 @@ def save_weights(state: Mapping[str, Tensor], path: Path) -> None:
     tensors = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in state.items()}
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
-        save_file(tensors, temporary)
+        temporary.write_bytes(save(tensors))  # save_file would make it readable by its owner alone
         temporary.replace(path)
     except BaseException:
         temporary.unlink(missing_ok=True)

@@ -20,7 +20,7 @@ from kdc.core.errors import ModelError
 from kdc.core.observe import Epoch, Progress
 from kdc.distill.policies import Batch, Policy, policies
 from kdc.distill.settings import Training
-from kdc.distill.teacher import points, predict, teacher_outputs, view, write_tensors
+from kdc.distill.teacher import fast, points, predict, teacher_outputs, view, write_tensors
 
 PROGRESS_SECONDS = 0.5
 
@@ -47,6 +47,7 @@ class _Loop:
     def __init__(self, student: nn.Module, context: Context, training: Training, composed: list[Policy]) -> None:
         self.student, self.context, self.training, self.policies = student, context, training, composed
         student.requires_grad_(True)  # the teacher it may have been cut from does not train
+        student.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.trained = nn.ModuleList([student, *(p.trained for p in composed if p.trained is not None)])
         self.live_teacher = any(policy.runs_teacher for policy in composed)
         self.average = {name: tensor.detach().clone() for name, tensor in student.state_dict().items()}
@@ -90,12 +91,13 @@ class _Loop:
         for i in range(first, self.steps_per_epoch):
             index = order[i * self.batch : (i + 1) * self.batch]
             batch = samples[index]
+            inputs = tuple(map(fast, batch.inputs))
             if answers is not None:
                 teacher = answers[index]
             else:
                 with torch.no_grad():
-                    teacher = self.context.teacher(*batch.inputs).float()
-            yield batch.inputs, batch.labels, teacher
+                    teacher = self.context.teacher(*inputs).float()
+            yield inputs, batch.labels, teacher
             if time.monotonic() - shown > PROGRESS_SECONDS:
                 shown = time.monotonic()
                 self.context.emit(Progress(f"{self.context.step}: training", self.step, self.steps))

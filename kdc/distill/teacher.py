@@ -33,12 +33,17 @@ def predict(model: nn.Module, split: Split, report: Callable[[int, int], None] |
     outputs: list[torch.Tensor] = []
     done = 0
     for batch in split.batches(EVALUATION_BATCH):
-        outputs.append(model(*batch.inputs).float())
+        outputs.append(model(*map(fast, batch.inputs)).float())
         done += len(batch)
         if report is not None:
             report(done, len(split))
     model.train(training)
     return torch.cat(outputs)
+
+
+def fast(tensor: torch.Tensor) -> torch.Tensor:
+    """The tensor with its channels last in memory where it is a batch of maps: convolutions are up to twice as fast."""
+    return tensor.contiguous(memory_format=torch.channels_last) if tensor.dim() == 4 else tensor
 
 
 def points(outputs: torch.Tensor, split: Split, context: Context) -> float:

@@ -11,7 +11,7 @@ import numpy as np
 import onnx_ir
 
 from kdc.core.contract import named_seed
-from kdc.core.errors import ModelError
+from kdc.core.errors import BudgetError, ModelError
 from kdc.core.observe import Emit, Note, silent
 from kdc.core.store import Store, key_of
 from kdc.driver import folder
@@ -72,6 +72,7 @@ class _Run:
         for note in self.inputs.data.notes:
             self.emit(Note(note))
         teacher = self._teacher()
+        self._check_floor()
         students = self._students(teacher)
         self.clock.stopped = True  # what is left is to judge what is there
         measured = self._measure(teacher, students)
@@ -90,6 +91,24 @@ class _Run:
                 do="check that the weights belong to this model, and that the data are preprocessed as in its training",
             )
         return teacher
+
+    def _check_floor(self) -> None:
+        """See that a latency limit is one that some graph could meet, before anything is trained for it."""
+        limits_ms: dict[str, float] = {}
+        if self.budget.latency_ms is not None:
+            limits_ms["latency_ms"] = self.budget.latency_ms
+        if self.budget.min_speedup is not None:
+            limits_ms["min_speedup"] = self.lowering.teacher_cost().latency_ms / self.budget.min_speedup
+        if not limits_ms:
+            return
+        floor_ms = self.lowering.floor_ms()
+        for name, limit_ms in limits_ms.items():
+            if limit_ms < floor_ms:
+                raise BudgetError(
+                    f"budget.{name} asks for {limit_ms:.5f} ms, and {self.inputs.device.runtime} takes {floor_ms:.5f} ms "
+                    "for a graph that does nothing",
+                    do=f"loosen {name}: no student can be below the runtime's own floor",
+                )
 
     def _lint(self, model: onnx_ir.Model) -> None:
         lint(model, self.inputs.device)
@@ -120,7 +139,7 @@ class _Run:
             "device": self.inputs.device.model_dump(mode="json"),
             "machine": machine(),
             "runtime": versions((self.inputs.device.runtime,)),
-            "source": digests("targets.measure"),
+            "source": digests("targets.measure") | digests(type(self.lowering.runtime).__module__),
         }
         store = self.steps.store
         entry = store.find("measure", key_of(parts))

@@ -15,6 +15,7 @@ from kdc.core.errors import FolderError
 from kdc.core.store import sha256_of
 
 PRIVATE = ".kdc"  # everything that is not a result: store, work, caches, log
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 MARKER = "run.json"
 MANIFEST = "manifest.json"
 
@@ -64,9 +65,9 @@ def opened(out: Path, identity: Mapping[str, str]) -> Iterator[Path]:
                 write_text(private / MARKER, json.dumps(dict(identity), indent=1))
             yield private
         except Exception as error:
-            # safetensors and onnx give the system's words without its number
-            full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-            if full or "No space left on device" in str(error):
+            # safetensors and onnx give the system's words, with its number inside
+            full = isinstance(error, OSError) and error.errno in FULL
+            if full or any(f"(os error {number})" in str(error) for number in FULL):
                 raise _full(out) from error
             raise
 

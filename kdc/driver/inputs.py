@@ -66,7 +66,7 @@ def load_teacher(recipe: Recipe, data: Splits) -> tuple[Artifact[nn.Module], str
         raise ModelError(f"{where} returned a {type(model).__name__}", do="return a torch.nn.Module")
     if recipe.teacher.weights is not None:
         load_weights(model, Path(recipe.teacher.weights))
-    model.eval().requires_grad_(False)
+    model.eval().requires_grad_(False).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     inputs = input_specs(data.train, list(inspect.signature(model.forward).parameters))
     if recipe.teacher.inputs is not None:
         inputs = tuple(TensorSpec(**spec.model_dump()) for spec in recipe.teacher.inputs)

@@ -9,6 +9,8 @@ from typing import Any
 
 import numpy as np
 import onnx_ir
+import torch
+from torch import nn
 
 from kdc.core import verify
 from kdc.core.artifact import Artifact, DeviceFile
@@ -22,7 +24,7 @@ from kdc.driver.plan import Plan, Planned
 from kdc.driver.sources import digests, versions
 from kdc.driver.steps import ONNX, Made, Steps
 from kdc.numerics.cost import count
-from targets.measure import quick_latency
+from targets.measure import quick_latencies
 from targets.runtime import runtime_of
 
 Array = np.ndarray[Any, Any]
@@ -56,7 +58,7 @@ class Lowering:
     def __init__(self, steps: Steps, plan: Plan) -> None:
         self.steps, self.plan, self.inputs = steps, plan, steps.inputs
         self.runtime = runtime_of(self.inputs.device)
-        self._teacher_cost: Cost | None = None
+        self._teacher: tuple[DeviceFile, Cost] | None = None
 
     def candidate(
         self, label: str, made: Made, teacher: Candidate | None, check: Callable[[onnx_ir.Model], None] | None = None
@@ -159,9 +161,11 @@ class Lowering:
 
     def teacher_cost(self) -> Cost:
         """What the teacher's own exported file costs on the target."""
-        if self._teacher_cost is None:
-            self._teacher_cost = self._cost(self.inputs.teacher)
-        return self._teacher_cost
+        if self._teacher is None:
+            file, cost = self._unmeasured(self.inputs.teacher)
+            (latency_ms,) = quick_latencies([file], self.inputs.device, self.samples())
+            self._teacher = file, cost(latency_ms)
+        return self._teacher[1]
 
     def lowered(self, artifact: Artifact[Any], see: Callable[[onnx_ir.Model], None]) -> DeviceFile:
         """An artifact lowered outside the store; `see` is shown each ONNX model on the way. The caller deletes the file."""
@@ -173,14 +177,35 @@ class Lowering:
         file: DeviceFile = artifact.model
         return file
 
+    def floor_ms(self) -> float:
+        """The latency of a graph that does next to nothing with the teacher's first input: no student can be faster."""
+        spec = self.inputs.teacher.inputs[0]
+        flat = spec.model_copy(update={"name": "flat", "shape": (spec.shape[0], spec.example().numel())})
+        nothing = Artifact(model=_Flatten(), inputs=(spec,), outputs=(flat,))
+        file = self.lowered(nothing, lambda model: None)
+        (latency_ms,) = quick_latencies([file], self.inputs.device, self.samples()[:1], seconds=0.3)
+        file.path.unlink()
+        return latency_ms
+
     def _cost(self, artifact: Artifact[Any]) -> Cost:
+        """The cost of an artifact, its latency as a share of the teacher's in the same process.
+
+        Forecasts are made minutes apart on a machine whose speed drifts; their ratios to the teacher's stay comparable.
+        """
+        teacher_ms = self.teacher_cost().latency_ms
+        assert self._teacher is not None
+        file, cost = self._unmeasured(artifact)
+        own_ms, beside_ms = quick_latencies([file, self._teacher[0]], self.inputs.device, self.samples())
+        file.path.unlink()
+        return cost(own_ms / beside_ms * teacher_ms)
+
+    def _unmeasured(self, artifact: Artifact[Any]) -> tuple[DeviceFile, Callable[[float], Cost]]:
+        """An artifact's lowered file, and its cost but for the latency."""
         seen: list[onnx_ir.Model] = []
         file = self.lowered(artifact, seen.append)
         parameters, macs = count(seen[-1])
-        latency_ms = quick_latency(file, self.inputs.device, self.samples())
-        size = file.path.stat().st_size
-        file.path.unlink()
-        return Cost(latency_ms=latency_ms, size_mb=size / 1e6, macs=macs, parameters=parameters)
+        size_mb = sum(path.stat().st_size for path in self.runtime.files(file)) / 1e6
+        return file, lambda ms: Cost(latency_ms=ms, size_mb=size_mb, macs=macs, parameters=parameters)
 
     def samples(self, count: int = 32) -> list[Array]:
         """Real inputs, [count, ...] each, for timing."""
@@ -188,6 +213,11 @@ class Lowering:
 
     def _scratch(self, name: str) -> Context:
         return self.steps.context(name, key_of({"scratch": name}), self.forecast(()), self.teacher_cost)
+
+
+class _Flatten(nn.Module):
+    def forward(self, tensor: torch.Tensor) -> torch.Tensor:
+        return tensor.flatten(1)
 
 
 def _save(path: Path, outputs: Array) -> None:

@@ -1,6 +1,6 @@
 """Affine quantization: real = scale * (integer - zero_point), as ONNX's QuantizeLinear and DequantizeLinear compute it.
 
-Sources: Jacob et al. 2017, arXiv:1712.05877, section 2.1; Krishnamoorthi 2018, arXiv:1806.08342, sections 2 and 3.
+Sources: Jacob et al. 2017, arXiv:1712.05877, section 2.1; Krishnamoorthi 2018, arXiv:1806.08342.
 """
 
 from __future__ import annotations
@@ -83,7 +83,7 @@ def mse_clip(weight: torch.Tensor, axis: int | None, high: int = 127) -> torch.T
     """The share of each channel's max-abs step at which the squared error of quantization is least.
 
     Args and shape of the result: as in `max_abs_scale`. Values in 0.3..1, from a grid; the largest of equals.
-    Sources: Krishnamoorthi 2018, arXiv:1806.08342, section 3.1; Choukroun et al. 2019, arXiv:1902.06822, section 4.
+    Sources: Krishnamoorthi 2018, arXiv:1806.08342; Choukroun et al. 2019, arXiv:1902.06822.
     """
     full = max_abs_scale(weight, axis, high)
     others = [i for i in range(weight.dim()) if i != axis]

@@ -108,10 +108,12 @@ def _getter(dataset: Any, collate: Callable[[Any], Any] | None, where: str) -> C
         with blamed(where, DataError, file_of(dataset)):
             samples = [dataset[index] for index in indices]
         if collate is None:
-            return _batch(_pair_of(samples[0], f"{where}, sample {indices[0]}"), where, add_axis=True)
+            place = f"{where}, sample {indices[0]}"
+            return _batch(_pair_of(samples[0], place), place, add_axis=True)
         with blamed(f"{where}, collate_fn", DataError, file_of(collate)):
             collated = collate(samples)
-        return _batch(_pair_of(collated, f"{where}, batch of samples from {indices[0]} on"), where, add_axis=False)
+        place = f"{where}, batch of samples from {indices[0]} on"
+        return _batch(_pair_of(collated, place), place, add_axis=False)
 
     return read
 
@@ -147,13 +149,14 @@ def _read_stream(samples: Iterable[Any], where: str, *, batched: bool) -> Batch:
     columns: list[list[Tensor]] = []
     held = 0
     for number, sample in enumerate(samples):
-        inputs, labels = _batch(_pair_of(sample, f"{where}, sample {number}"), where, add_axis=not batched)
+        place = f"{where}, {'batch' if batched else 'sample'} {number}"
+        inputs, labels = _batch(_pair_of(sample, place), place, add_axis=not batched)
         parts = [*inputs, labels]
         columns = columns or [[] for _ in parts]
         held += sum(part.nbytes for part in parts)
         _check_memory(2 * held if number % 1024 == 0 else 0, where)  # the list, and then the tensor made of it
         for column, part in zip(columns, parts, strict=False):
-            _check_like(part, (column or [part])[0], len(part), f"{where}, sample {number}")
+            _check_like(part, (column or [part])[0], len(part), place)
             column.append(part)
     if not columns:
         return (torch.empty(0),), torch.empty(0)

@@ -16,7 +16,7 @@ from onnxruntime.quantization import CalibrationDataReader, QuantType, quantize_
 
 from kdc.core.artifact import DeviceFile
 from targets.device import load_device
-from targets.measure import quick_latency
+from targets.measure import quick_latencies
 
 
 class Noise(CalibrationDataReader):
@@ -57,7 +57,7 @@ def main():
         best = np.full(len(files), np.inf)
         for _ in range(arguments.times):
             for index in np.random.default_rng(0).permutation(len(files)):
-                best[index] = min(best[index], quick_latency(files[index], device, seconds=0.15))
+                best[index] = min(best[index], quick_latencies([files[index]], device, seconds=0.15)[0])
     print("width  float, us  int8, us")
     for width, (floating, integer) in zip(widths, 1e3 * best.reshape(-1, 2), strict=True):
         print(f"{width:5d}  {floating:9.1f}  {integer:8.1f}")

@@ -88,6 +88,12 @@ def test_saved_weights_load_to_the_same_bits_shared_and_transposed_ones_too(tmp_
     assert torch.equal(read["b"], torch.tensor([1.0, 4.0]))
 
 
+def test_a_saved_file_has_the_permissions_of_any_new_file(tmp_path: Path):
+    (tmp_path / "any").touch()
+    save_weights(net().state_dict(), tmp_path / "w.safetensors")
+    assert (tmp_path / "w.safetensors").stat().st_mode == (tmp_path / "any").stat().st_mode
+
+
 def test_equal_weights_are_saved_to_equal_bytes(tmp_path: Path):
     save_weights(net(1).state_dict(), tmp_path / "a.safetensors")
     save_weights(dict(reversed(net(1).state_dict().items())), tmp_path / "b.safetensors")
@@ -98,11 +104,12 @@ def test_a_save_that_fails_leaves_the_old_file_and_nothing_beside_it(tmp_path: P
     save_weights(net(1).state_dict(), tmp_path / "w.safetensors")
     before = (tmp_path / "w.safetensors").read_bytes()
 
-    def full(tensors: object, path: Path) -> None:
-        path.write_bytes(b"half")
+    def full(path: Path, content: bytes) -> None:
+        with path.open("wb") as file:
+            file.write(content[:100])
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("kdc.core.weights.save_file", full)
+    monkeypatch.setattr(Path, "write_bytes", full)
     with pytest.raises(OSError, match="No space"):
         save_weights(net(2).state_dict(), tmp_path / "w.safetensors")
     assert [path.name for path in tmp_path.iterdir()] == ["w.safetensors"]

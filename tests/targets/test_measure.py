@@ -12,7 +12,7 @@ from kdc.core.errors import TargetError
 from kdc.core.observe import Progress
 from kdc.numerics.stats import ratio_interval
 from targets.machine import Load, environment, peak_bytes, resident_bytes
-from targets.measure import Measured, Settings, compare, judge, measure, quick_latency
+from targets.measure import Measured, Settings, compare, judge, measure, quick_latencies
 from targets.process import Workplace
 from targets.worker import Job, WorkerFile
 
@@ -114,9 +114,9 @@ def test_one_file_alone_has_no_ratio(device, linear):
 
 def test_real_samples_are_what_is_run(device, linear):
     file, _ = linear(inputs=8)
-    assert quick_latency(file, device, [np.zeros((4, 8), np.float32)], seconds=0.02) > 0
+    assert quick_latencies([file], device, [np.zeros((4, 8), np.float32)], seconds=0.02)[0] > 0
     with pytest.raises(TargetError, match=r"takes float32 \[batch, 8\], the samples are float32 \[4, 9\]"):
-        quick_latency(file, device, [np.zeros((4, 9), np.float32)], seconds=0.02)
+        quick_latencies([file], device, [np.zeros((4, 9), np.float32)], seconds=0.02)
 
 
 def test_a_file_that_is_missing_is_named(device, tmp_path):
@@ -124,7 +124,7 @@ def test_a_file_that_is_missing_is_named(device, tmp_path):
     with pytest.raises(TargetError, match=r"nowhere\.onnx: there is no such file"):
         compare(nowhere, None, device, settings=SHORT)
     with pytest.raises(TargetError, match=r"nowhere\.onnx: there is no such file"):
-        quick_latency(nowhere, device)
+        quick_latencies([nowhere], device)
 
 
 def test_peak_memory_counts_the_models_weights(device, linear):
@@ -176,7 +176,7 @@ def test_a_users_folder_named_targets_does_not_stand_in_for_ours(device, linear,
     folder.mkdir(parents=True)
     (folder / "__init__.py").write_text("raise SystemExit(9)")
     monkeypatch.chdir(folder.parent)
-    assert quick_latency(linear()[0], device, seconds=0.02) > 0
+    assert quick_latencies([linear()[0]], device, seconds=0.02)[0] > 0
 
 
 def test_the_environment_says_what_the_figures_hold_for():

@@ -137,6 +137,6 @@ def test_a_change_in_place_is_seen_by_later_readers():
 def test_an_activation_grid_stands_in_the_state_dict_under_its_tensor_s_name(lowered):
     state = lowered.quantized("plain").model.state_dict()
     for name in lowered.decision("plain").activations:
-        for part in ("base_scale", "zero_point", "log2_gain"):
+        for part in ("base_scale", "zero_point", "gain"):
             assert f"activation_quantizers.q_{name}.{part}" in state
     assert {"conv1.0.weight", "conv1.0.bias", "head.weight"} <= set(state)

@@ -8,7 +8,7 @@ from kdc.distill.settings import Training
 from passes.export.lower import lower
 from passes.quantize import Quantize
 
-SHORT = Training(epochs=4, batch=32, learning_rate=2e-3, ema=0.9)
+SHORT = Training(epochs=20, batch=32, learning_rate=1e-3, ema=0.9)
 
 
 def coarse(lowered, name, times):

@@ -1,0 +1,74 @@
+"""The command line answers at once, and prints what it says it prints."""
+
+import subprocess
+import sys
+
+import pytest
+
+HEAVY = ("torch", "onnx", "onnx_ir", "onnxruntime", "pydantic", "numpy", "sklearn", "brevitas")
+
+
+def loaded_by(statement: str) -> set[str]:
+    code = f"import sys; {statement}; print(*sys.modules)"
+    return set(subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split())
+
+
+def test_help_loads_nothing_heavy():
+    assert not loaded_by("import kdc.cli.main") & set(HEAVY)
+
+
+def test_importing_kdc_loads_nothing_heavy():
+    assert not loaded_by("import kdc") & set(HEAVY)
+
+
+def test_reading_a_recipe_loads_no_torch():
+    assert not loaded_by("import kdc.driver.recipe, passes, targets.device") & {"torch", "onnx_ir", "onnxruntime"}
+
+
+@pytest.mark.parametrize("verb", ["compress", "plan", "profile", "verify", "passes", "targets", "why", "schema"])
+def test_every_verb_has_a_help(kdc, verb):
+    done = kdc(verb, "--help")
+    assert done.returncode == 0
+    assert max(map(len, done.stdout.splitlines())) <= 80
+
+
+def test_passes_are_listed_with_one_line_each(kdc):
+    from passes import PASSES
+
+    lines = kdc("passes").stdout.splitlines()
+    assert [line.split()[0] for line in lines if not line.startswith(" ")][: len(PASSES)] == list(PASSES)
+
+
+def test_a_passes_settings_are_shown_with_defaults_and_sources(kdc):
+    out = kdc("passes", "prune").stdout
+    assert "keep_macs" in out
+    assert "training.epochs" in out
+    assert "arXiv:1906.10771" in out
+
+
+def test_an_unknown_pass_names_the_known_ones(kdc):
+    done = kdc("passes", "squash")
+    assert done.returncode == 2
+    assert "quantize" in done.stderr
+
+
+@pytest.mark.slow
+def test_a_run_from_flags_alone_prints_the_table_and_can_be_verified(kdc, shapes, tmp_path):
+    done = kdc(
+        "compress", "--teacher", f"{shapes}/teacher.py:build", "--weights", shapes / "teacher.safetensors",
+        "--data", f"{shapes}/data.py:load", "--target", "cpu-ort", "--max-latency", "5ms", "--max-drop", "100",
+        "--max-size", "300kB", "--out", tmp_path / "mine", "--log", tmp_path / "log.jsonl",
+        "--set", "passes=[{prune: {keep_macs: 0.2, training: {epochs: 2}}}, quantize]",
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert "speed-up" in done.stdout
+    assert max(map(len, done.stdout.splitlines())) <= 80
+    assert "[1/2] prune" in done.stderr
+    assert '"event": "Epoch"' in (tmp_path / "log.jsonl").read_text()
+    verified = kdc("verify", tmp_path / "mine")
+    assert verified.returncode == 0, verified.stderr
+    assert "checksums: every file is as it was written" in verified.stdout
+    (tmp_path / "mine" / "student.onnx").write_bytes(b"other")
+    damaged = kdc("verify", tmp_path / "mine")
+    assert damaged.returncode == 2
+    assert "student.onnx is not the file that was written" in damaged.stderr
