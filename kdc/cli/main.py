@@ -44,7 +44,10 @@ def _run(debug: bool) -> int:
     except KeyboardInterrupt:
         if debug:
             raise
-        print("kdc: interrupted; every finished step is kept: run the same command again to go on", file=sys.stderr)
+        print(
+            "kdc: interrupted; finished steps and the last checkpoint are kept: run the same command again to go on",
+            file=sys.stderr,
+        )
         return INTERRUPTED
     except (typer.Exit, typer.Abort) as end:
         return getattr(end, "exit_code", INTERRUPTED)

@@ -70,3 +70,14 @@ def test_the_pages_flags_and_its_recipe_mean_the_same(example: Path, monkeypatch
         {},
     )
     assert by_flags == load_recipe(example / "my" / "recipe.yaml", {}, [], {})
+
+
+@pytest.mark.slow
+def test_the_pages_command_compresses_the_example_as_pasted(example: Path):
+    command = re.search(r"kdc (compress --teacher .*)", PAGE.read_text())
+    assert command is not None
+    words = [sys.executable, "-m", "kdc.cli.main", *command[1].split()]
+    done = subprocess.run(words, cwd=example, capture_output=True, text=True, timeout=600, check=False)
+    assert done.returncode in (0, 3), done.stderr  # 3: on some machines so small a model cannot be made faster
+    assert (example / "runs" / "mine" / "student.onnx").is_file()
+    assert "speed-up" in done.stdout
