@@ -42,19 +42,20 @@ def _run(debug: bool) -> int:
     try:
         return app(standalone_mode=False) or 0
     except KeyboardInterrupt:
-        if debug:
-            raise
-        print(
-            "kdc: interrupted; finished steps and the last checkpoint are kept: run the same command again to go on",
-            file=sys.stderr,
-        )
-        return INTERRUPTED
-    except (typer.Exit, typer.Abort) as end:
-        return getattr(end, "exit_code", INTERRUPTED)
+        return _interrupted()
+    except typer.Exit as end:
+        # Typer makes a Ctrl-C an Exit of this code, and tells nobody
+        return _interrupted() if end.exit_code == INTERRUPTED else end.exit_code
     except Exception as error:
         if debug:
             raise
         return _explained(error)
+
+
+def _interrupted() -> int:
+    kept = "finished steps and the last checkpoint are kept"
+    print(f"kdc: interrupted; {kept}: run the same command again to go on", file=sys.stderr)
+    return INTERRUPTED
 
 
 def _explained(error: Exception) -> int:

@@ -22,7 +22,7 @@ def passes(name: Annotated[str | None, typer.Argument(help="show this pass's set
     console = Console(highlight=False)
     if name is None:
         for kind, one in PASSES.items():
-            console.print(f"{kind:<10} {_summary(one)}")
+            print(f"{kind:<10} {_summary(one)}")
         return
     if name not in PASSES:
         raise UserError(f"there is no pass {name!r}", do="known passes: " + ", ".join(PASSES))
