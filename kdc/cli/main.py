@@ -40,12 +40,11 @@ def main() -> None:
 
 def _run(debug: bool) -> int:
     try:
-        return app(standalone_mode=False) or 0
+        # Typer makes a Ctrl-C this code, and tells nobody
+        code = app(standalone_mode=False) or 0
+        return _interrupted() if code == INTERRUPTED else code
     except KeyboardInterrupt:
         return _interrupted()
-    except typer.Exit as end:
-        # Typer makes a Ctrl-C an Exit of this code, and tells nobody
-        return _interrupted() if end.exit_code == INTERRUPTED else end.exit_code
     except Exception as error:
         if debug:
             raise
