@@ -62,7 +62,7 @@ def main():
         before = {}
         for number in range(options.times):
             log = Path(scratch) / f"killed-{number}.jsonl"
-            after = draw.uniform(0.05, 0.35) * seconds
+            after = draw.uniform(0.15, 0.55) * seconds
             process = subprocess.Popen(command(killed, log), stdout=subprocess.DEVNULL)
             try:
                 process.wait(after)
