@@ -32,11 +32,9 @@ def plan(recipe: Recipe) -> None:
         facts = (" ".join(sorted(f)) for f in (contract.requires, contract.provides, contract.destroys))
         table.add_row(one.label, *facts, what)
     console.print(table)
-    limits = {
-        name: value for name, value in recipe.budget.model_dump(exclude_defaults=False).items() if value is not None
-    }
-    if set(limits) <= {"percentile", "max_drop"} or "latency_ms" not in limits:
-        limits.pop("percentile", None)
+    limits = {name: value for name, value in recipe.budget.model_dump().items() if value is not None}
+    if "latency_ms" not in limits:
+        del limits["percentile"]  # of nothing
     console.print("budget: " + (", ".join(f"{name} {value:g}" for name, value in limits.items()) or "none"))
 
     from kdc.driver.preview import preview

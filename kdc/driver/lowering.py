@@ -40,7 +40,6 @@ class Candidate:
     onnx: Path
     file: DeviceFile
     sha256: str
-    floating: bool
     outputs: Array
     scores: Array
     metrics: dict[str, float]
@@ -83,7 +82,7 @@ class Lowering:
         labels = split.labels.numpy()
         metrics = task.metrics(outputs, labels, None if teacher is None else teacher.outputs)
         scores = task.scores(outputs, labels)
-        return Candidate(label, made, onnx, file, sha256_of(file.path), floating, outputs, scores, metrics, parity)
+        return Candidate(label, made, onnx, file, sha256_of(file.path), outputs, scores, metrics, parity)
 
     def _facts(self, label: str) -> frozenset[Fact]:
         """What holds after the compressing pass of this label; the teacher is float."""

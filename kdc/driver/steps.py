@@ -22,7 +22,7 @@ from kdc.core.contract import Context, Fact
 from kdc.core.errors import KdcError
 from kdc.core.observe import Emit, StepFinished, StepStarted
 from kdc.core.store import Entry, Parts, Store, key_of
-from kdc.distill.teacher import write_tensors
+from kdc.core.weights import save_weights
 from kdc.driver.inputs import Inputs
 from kdc.driver.plan import AnyPass, Planned
 from kdc.driver.sources import digests, versions
@@ -209,9 +209,7 @@ def _load(entry: Entry, planned: Planned, previous: Artifact[Any], runtime: str)
 
 def _files(model: Any) -> dict[str, Callable[[Path], object]]:
     if isinstance(model, nn.Module):
-        # A weight that two layers share is written under both names: safetensors refuses shared memory.
-        state = {name: tensor.detach().clone() for name, tensor in model.state_dict().items()}
-        return {WEIGHTS: lambda path: write_tensors(state, path)}
+        return {WEIGHTS: lambda path: save_weights(model.state_dict(), path)}
     if isinstance(model, onnx_ir.Model):
         return {ONNX: lambda path: onnx_ir.save(model, path)}
     return {model.path.name: lambda path: path.write_bytes(model.path.read_bytes())}

@@ -71,11 +71,6 @@ def lower(artifact: Artifact[nn.Module], opset: int) -> onnx_ir.Model:
     return model
 
 
-def operators(model: onnx_ir.Model) -> set[tuple[str, str]]:
-    """(domain, operator) of every node, those of subgraphs too; the standard domain is ""."""
-    return {(node.domain, node.op_type) for node in _nodes(model)}
-
-
 def check(model: onnx_ir.Model) -> None:
     """Raises: LawError where the file is no valid ONNX, or holds an operator that only training or kdc itself knows."""
     for node in _nodes(model):

@@ -16,8 +16,9 @@ from kdc.core.contract import Fact
 from kdc.core.data import Split
 from kdc.core.device import QuantizationScheme
 from kdc.core.errors import DataError, ModelError, TargetError
+from kdc.driver.lint import operators
 from kdc.numerics.affine import Affine, fake_quantize
-from passes.export.lower import lower, operators
+from passes.export.lower import lower
 from passes.quantize import Quantize, Ranges
 from passes.quantize.quantizers import QuantizedLayer, Quantizer, in_float
 
@@ -108,7 +109,7 @@ def test_weights_of_quantized_layers_are_int8_and_their_biases_int32(name, lower
 
 def test_no_scale_of_the_file_is_double_and_no_operator_is_our_own(lowered):
     for name in ZOO:
-        assert {domain for domain, _ in operators(lowered.integers(name))} == {""}
+        assert not [operator for operator in operators(lowered.integers(name)) if "::" in operator]
         assert all(a.dtype != np.float64 for a in initializers(lowered.integers(name)).values())
 
 
