@@ -12,8 +12,9 @@ from torch import nn
 
 from kdc.core.artifact import Artifact, TensorSpec
 from kdc.core.errors import LawError, ModelError
+from kdc.driver.lint import operators
 from passes.export import Export, Interface
-from passes.export.lower import check, lower, operators
+from passes.export.lower import check, lower
 
 HERE = Path(__file__).parent
 ROOT = HERE.parents[1]
@@ -91,14 +92,14 @@ def test_pooling_to_one_value_is_one_operator_and_other_pooling_still_exports(lo
         def forward(self, x):
             return nn.functional.adaptive_avg_pool2d(x, 4)
 
-    assert ("", "GlobalAveragePool") in operators(lowered.exported("residual"))
+    assert "GlobalAveragePool" in operators(lowered.exported("residual"))
     out = TensorSpec(name="y", shape=("batch", 3, 4, 4), dtype="float32")
     model = lower(Artifact(Pooled().eval(), (IMAGE,), (out,)), 21)
     torch.testing.assert_close(in_runtime(model, images(2)), nn.functional.avg_pool2d(images(2), 4))
 
 
 def test_no_operator_of_training_is_left(lowered):
-    left = {op for _, op in operators(lowered.exported("plain"))}
+    left = {name.split("::")[-1] for name in operators(lowered.exported("plain"))}
     assert not left & {"Dropout", "BatchNormalization"}
 
 
@@ -147,7 +148,7 @@ def test_operators_are_found_inside_subgraphs():
         [helper.make_tensor_value_info("b", TensorProto.FLOAT, [2])],
     )
     branch = helper.make_node("If", ["c"], ["y"], "i", then_branch=then, else_branch=otherwise)
-    assert operators(of_node(branch)) == {("", "If"), ("", "Neg"), ("", "Abs")}
+    assert operators(of_node(branch)) == {"If": 1, "Neg": 1, "Abs": 1}
 
 
 def test_the_pass_names_inputs_and_outputs_as_its_decision_says(lowered, quantization_context):
