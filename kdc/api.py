@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from kdc.core.artifact import DeviceFile
 from kdc.core.observe import Emit, silent
+from kdc.core.spec import DeviceFile
 from kdc.driver import compress as driver
 from kdc.driver.recipe import Recipe, load_recipe
 from kdc.driver.report import Report

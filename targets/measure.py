@@ -21,12 +21,13 @@ from pydantic import BaseModel, Field
 
 from kdc.core.device import Device
 from kdc.core.observe import Emit, Progress, silent
+from kdc.core.spec import DeviceFile
 from kdc.numerics.cost import count
 from kdc.numerics.stats import Floats, median_interval, paired_log_ratios, percentile, ratio_interval
 from targets.machine import Load, environment
 from targets.process import Workplace
-from targets.runtime import Array, File, runtime_of
-from targets.worker import FileTiming, Job, WorkerFile
+from targets.runtime import Array, runtime_of
+from targets.worker import FileTiming, Job
 
 PROCESSES_LEAST = 3  # with fewer, a t interval is too wide to say anything
 
@@ -150,8 +151,8 @@ def judge(baseline_ns: BlocksNs, candidate_ns: BlocksNs, interest: float) -> Rat
 
 
 def compare(
-    candidate: File,
-    baseline: File | None,
+    candidate: DeviceFile,
+    baseline: DeviceFile | None,
     device: Device,
     inputs: Sequence[Array] | None = None,
     settings: Settings | None = None,
@@ -182,8 +183,8 @@ def compare(
 
 
 def measure(
-    candidates: Sequence[File],
-    baseline: File,
+    candidates: Sequence[DeviceFile],
+    baseline: DeviceFile,
     device: Device,
     inputs: Sequence[Array] | None = None,
     settings: Settings | None = None,
@@ -252,7 +253,7 @@ def measure(
 
 
 def quick_latencies(
-    files: Sequence[File], device: Device, inputs: Sequence[Array] | None = None, seconds: float = 1.0
+    files: Sequence[DeviceFile], device: Device, inputs: Sequence[Array] | None = None, seconds: float = 1.0
 ) -> list[float]:
     """Medians in milliseconds from one fresh process, its blocks interleaved: good enough to rank, not to judge.
 
@@ -266,9 +267,9 @@ def quick_latencies(
 
 
 def _job(
-    files: Sequence[File], device: Device, place: Workplace, seed: tuple[int, ...], cores: tuple[int, ...] | None
+    files: Sequence[DeviceFile], device: Device, place: Workplace, seed: tuple[int, ...], cores: tuple[int, ...] | None
 ) -> Job:
-    subjects = tuple(WorkerFile(path=file.path.resolve(), runtime=file.runtime) for file in files)
+    subjects = tuple(DeviceFile(file.path.resolve(), file.runtime) for file in files)
     return Job(device=device, files=subjects, inputs=place.inputs, seed=seed, cores=cores)
 
 
@@ -282,7 +283,7 @@ def _cost(paths: Sequence[Path]) -> tuple[str, int, int, int]:
 
 
 def _memory(
-    files: Sequence[File], hashes: Sequence[str], device: Device, place: Workplace, seed: int
+    files: Sequence[DeviceFile], hashes: Sequence[str], device: Device, place: Workplace, seed: int
 ) -> dict[str, int]:
     """Peak bytes by the file's hash: each in a process of its own, for memory that one has freed another may use."""
     peaks: dict[str, int] = {}

@@ -7,14 +7,12 @@ import importlib.util
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from kdc.core.device import Device
 from kdc.core.errors import TargetError
-from targets.runtime import Array, File, Port
-
-if TYPE_CHECKING:
-    from kdc.core.artifact import DeviceFile
+from kdc.core.spec import DeviceFile
+from targets.runtime import Array, Port
 
 NAME = "onnxruntime"
 _DTYPES = {"float": "float32", "double": "float64"}  # the others are numpy's names too
@@ -68,8 +66,6 @@ class OnnxRuntime:
 
     def build(self, onnx_path: Path, folder: Path, device: Device) -> DeviceFile:
         """Copy the ONNX file, and weights kept beside it, into `folder`, where they do not lie there already."""
-        from kdc.core.artifact import DeviceFile  # imports torch, which the measuring processes must not
-
         folder.mkdir(parents=True, exist_ok=True)
         for source in _files(onnx_path):
             copy = folder / source.relative_to(onnx_path.parent)
@@ -78,11 +74,11 @@ class OnnxRuntime:
                 shutil.copyfile(source, copy)
         return DeviceFile(folder / onnx_path.name, NAME)
 
-    def files(self, file: File) -> tuple[Path, ...]:
+    def files(self, file: DeviceFile) -> tuple[Path, ...]:
         """The ONNX file, and the files that its external weights lie in."""
         return _files(file.path)
 
-    def load(self, file: File, device: Device) -> OrtEngine:
+    def load(self, file: DeviceFile, device: Device) -> OrtEngine:
         """Load an ONNX file on the CPU with all optimizations, in the device's number of threads."""
         import onnxruntime
 

@@ -8,16 +8,14 @@ from __future__ import annotations
 import importlib
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, cast
+from typing import Any, NamedTuple, Protocol, cast
 
 import numpy as np
 from numpy.typing import NDArray
 
 from kdc.core.device import Device
 from kdc.core.errors import TargetError
-
-if TYPE_CHECKING:
-    from kdc.core.artifact import DeviceFile
+from kdc.core.spec import DeviceFile
 
 Array = NDArray[Any]
 
@@ -28,18 +26,6 @@ class Port(NamedTuple):
     name: str
     shape: tuple[int | str, ...]
     dtype: str
-
-
-class File(Protocol):
-    """A file that a runtime loads. `DeviceFile` is one; the measuring processes have their own, free of torch."""
-
-    @property
-    def path(self) -> Path:
-        """Where it lies."""
-
-    @property
-    def runtime(self) -> str:
-        """The name of the runtime that loads it."""
 
 
 class Engine(Protocol):
@@ -78,10 +64,10 @@ class Runtime(Protocol):
         Raises: TargetError where the device cannot have this model.
         """
 
-    def files(self, file: File) -> tuple[Path, ...]:
+    def files(self, file: DeviceFile) -> tuple[Path, ...]:
         """All files that loading this one reads: itself first, then weights kept beside it."""
 
-    def load(self, file: File, device: Device) -> Engine:
+    def load(self, file: DeviceFile, device: Device) -> Engine:
         """Load a built file.
 
         Raises: TargetError where the file is not there or cannot be loaded.

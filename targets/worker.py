@@ -20,6 +20,7 @@ from pydantic import BaseModel
 
 from kdc.core.device import Device
 from kdc.core.errors import TargetError
+from kdc.core.spec import DeviceFile
 from kdc.numerics.stats import is_steady
 from targets.machine import peak_bytes, pin, reset_peak, resident_bytes
 from targets.runtime import Array, feeds, runtime_of
@@ -35,18 +36,11 @@ ROUNDS_MIN = 3
 Batches = list[list[Array]]
 
 
-class WorkerFile(BaseModel, frozen=True):
-    """A file to measure."""
-
-    path: Path
-    runtime: str
-
-
 class Job(BaseModel, frozen=True):
     """What one process does. `inputs` is an .npz with arrays "0", "1", ...: samples [n, ...] in call order."""
 
     device: Device
-    files: tuple[WorkerFile, ...]
+    files: tuple[DeviceFile, ...]
     inputs: Path | None
     seed: tuple[int, ...]
     cores: tuple[int, ...] | None
@@ -77,7 +71,7 @@ class Done(BaseModel, frozen=True):
 class _Subject:
     """A loaded file with its batches and how many runs make a block."""
 
-    def __init__(self, job: Job, file: WorkerFile, samples: list[Array] | None) -> None:
+    def __init__(self, job: Job, file: DeviceFile, samples: list[Array] | None) -> None:
         runtime = runtime_of(job.device)
         start = time.perf_counter_ns()
         engine = runtime.load(file, job.device)

@@ -28,13 +28,13 @@ def profile(
     from rich.progress import Progress as Bar
 
     from kdc.core.observe import Progress
+    from kdc.core.spec import DeviceFile
     from targets.device import load_device
     from targets.measure import Settings, compare
-    from targets.worker import WorkerFile  # not DeviceFile, which stands beside the torch models: seconds to import
 
     device = load_device(target)
     inputs = None if samples is None else _read(samples)
-    baseline = None if against is None else WorkerFile(path=against, runtime=device.runtime)
+    baseline = None if against is None else DeviceFile(against, device.runtime)
     # The bar is drawn between processes only, so that drawing it costs the measurement nothing.
     console = Console(stderr=True)
     with Bar(
@@ -53,7 +53,7 @@ def profile(
                 bar.update(task, completed=event.done, refresh=True)
 
         comparison = compare(
-            WorkerFile(path=file, runtime=device.runtime),
+            DeviceFile(file, device.runtime),
             baseline,
             device,
             inputs,

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 import onnx_ir
@@ -13,23 +12,9 @@ import torch
 from pydantic import BaseModel
 from torch import nn
 
+from kdc.core.spec import DeviceFile, TensorSpec
+
 M_co = TypeVar("M_co", covariant=True)
-
-
-class TensorSpec(BaseModel, frozen=True, extra="forbid"):
-    """What a model takes at one input, or gives at one output.
-
-    `shape` has a name where the size is free ("batch"); `dtype` is numpy's name ("float32").
-    """
-
-    name: str
-    shape: tuple[int | str, ...]
-    dtype: str
-
-    def example(self, batch: int = 1) -> torch.Tensor:
-        """Zeros of this shape, with `batch` in place of every free size."""
-        shape = [size if isinstance(size, int) else batch for size in self.shape]
-        return torch.zeros(shape, dtype=getattr(torch, self.dtype))
 
 
 class Step(BaseModel, frozen=True, extra="forbid"):
@@ -43,15 +28,13 @@ class Step(BaseModel, frozen=True, extra="forbid"):
     seconds: float = 0.0
 
 
-@dataclass(frozen=True)
-class DeviceFile:
-    """What the target's runtime loads."""
-
-    path: Path
-    runtime: str
-
-
 Model = nn.Module | onnx_ir.Model | DeviceFile
+
+
+def example(spec: TensorSpec, batch: int = 1) -> torch.Tensor:
+    """Zeros of a spec's shape and type, with `batch` in place of every free size."""
+    shape = [size if isinstance(size, int) else batch for size in spec.shape]
+    return torch.zeros(shape, dtype=getattr(torch, spec.dtype))
 
 
 @dataclass(frozen=True)

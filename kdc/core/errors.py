@@ -9,8 +9,7 @@ KdcError                     exit 1: a fault of kdc's own
 │   ├── PlanError            an order of passes that cannot work
 │   └── FolderError          an output folder that cannot be used
 ├── BudgetError              exit 3: the budget cannot be met; carries the constraint that binds
-├── LawError                 exit 1: a pass broke its contract; names the step and the law
-└── StoreError               exit 1: the store is damaged
+└── LawError                 exit 1: a pass broke its contract; names the step and the law
 
 A user's Ctrl-C is no error: it is `KeyboardInterrupt`, exit 130.
 """
@@ -63,7 +62,3 @@ class BudgetError(KdcError):
 
 class LawError(KdcError):
     """A pass did what its contract forbids; the message names the step and the law."""
-
-
-class StoreError(KdcError):
-    """A stored entry does not hold what its index says."""

@@ -9,8 +9,9 @@ import torch
 from torch import nn
 from torch.export import Dim, ExportedProgram
 
-from kdc.core.artifact import TensorSpec
+from kdc.core.artifact import example
 from kdc.core.errors import ModelError
+from kdc.core.spec import TensorSpec
 
 TRACE_BATCH = 2  # torch.export bakes sizes 0 and 1 into the graph
 
@@ -28,7 +29,7 @@ def trace(model: nn.Module, inputs: Sequence[TensorSpec]) -> ExportedProgram:
         with torch.no_grad(), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # torch's own advice to its developers
             return torch.export.export(
-                model, tuple(spec.example(TRACE_BATCH) for spec in inputs), dynamic_shapes=shapes, strict=False
+                model, tuple(example(spec, TRACE_BATCH) for spec in inputs), dynamic_shapes=shapes, strict=False
             )
     except Exception as error:  # torch.export raises what the model raised, and a dozen types of its own
         reason = str(error).strip().splitlines()

@@ -61,12 +61,13 @@ def load_weights(model: nn.Module, path: Path) -> None:
     model.load_state_dict(state, strict=False)  # strict would ask for both names of a tied weight
 
 
-def save_weights(state: Mapping[str, Tensor], path: Path) -> None:
+def save_weights(state: Mapping[str, Tensor], path: Path, metadata: dict[str, str] | None = None) -> None:
     """Write the tensors as safetensors: the file is whole or not there. Views and shared tensors are written out."""
+    path.parent.mkdir(parents=True, exist_ok=True)
     tensors = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in state.items()}
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
-        temporary.write_bytes(save(tensors))  # save_file would make it readable by its owner alone
+        temporary.write_bytes(save(tensors, metadata))  # save_file would make it readable by its owner alone
         temporary.replace(path)
     except BaseException:
         temporary.unlink(missing_ok=True)

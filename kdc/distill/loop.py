@@ -18,9 +18,10 @@ from kdc.core.contract import Context, named_seed
 from kdc.core.data import Split
 from kdc.core.errors import ModelError
 from kdc.core.observe import Epoch, Progress
+from kdc.core.weights import save_weights
 from kdc.distill.policies import Batch, Policy, policies
 from kdc.distill.settings import Training
-from kdc.distill.teacher import fast, points, predict, teacher_outputs, view, write_tensors
+from kdc.distill.teacher import fast, points, predict, teacher_outputs, view
 
 PROGRESS_SECONDS = 0.5
 
@@ -145,10 +146,7 @@ class _Loop:
         tensors |= {f"average/{name}": tensor for name, tensor in self.average.items()}
         for index, state in self.optimizer.state_dict()["state"].items():
             tensors |= {f"optimizer/{index}/{name}": torch.as_tensor(value) for name, value in state.items()}
-        # Two names of one tensor (a shared weight) are two entries here: safetensors refuses tensors that share memory.
-        write_tensors(
-            {name: t.detach().clone() for name, t in tensors.items()}, self.checkpoint, {"step": str(self.step)}
-        )
+        save_weights(tensors, self.checkpoint, {"step": str(self.step)})
 
     def _load(self) -> None:
         if not self.checkpoint.exists():

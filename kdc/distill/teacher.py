@@ -9,17 +9,17 @@ another crop: "a consistent teacher", Beyer et al. 2022, arXiv:2106.05237, secti
 from __future__ import annotations
 
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import nn
 
 from kdc.core.contract import Context, named_seed
 from kdc.core.data import Split, Splits
 from kdc.core.observe import Progress
+from kdc.core.weights import save_weights
 
 EVALUATION_BATCH = 250
 VIEW_BLOCK = 512
@@ -71,13 +71,5 @@ def teacher_outputs(context: Context, number: int, samples: Split) -> torch.Tens
         return load_file(path)["outputs"]
     what = f"teacher's answers, view {number + 1}"
     outputs = predict(context.teacher, samples, lambda done, total: context.emit(Progress(what, done, total, "sample")))
-    write_tensors({"outputs": outputs}, path)
+    save_weights({"outputs": outputs}, path)
     return outputs
-
-
-def write_tensors(tensors: dict[str, torch.Tensor], path: Path, metadata: dict[str, str] | None = None) -> None:
-    """Write a safetensors file whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(path.name + ".part")
-    save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, partial, metadata)
-    partial.replace(path)

@@ -11,9 +11,10 @@ import torch
 from safetensors.torch import load_file
 
 from kdc.core import verify
-from kdc.core.artifact import Artifact, DeviceFile, Step
+from kdc.core.artifact import Artifact, Step
 from kdc.core.contract import Fact
 from kdc.core.errors import FolderError, LawError
+from kdc.core.spec import DeviceFile
 from kdc.distill.teacher import EVALUATION_BATCH, predict
 from kdc.driver import folder
 from kdc.driver.compress import LOCK, REPORT, STRUCTURE, STUDENT

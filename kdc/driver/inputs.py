@@ -9,11 +9,12 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from kdc.core.artifact import Artifact, TensorSpec
+from kdc.core.artifact import Artifact, example
 from kdc.core.contract import Task
 from kdc.core.data import Splits
 from kdc.core.device import Device
 from kdc.core.errors import DataError, ModelError
+from kdc.core.spec import TensorSpec
 from kdc.core.usercode import call, load_callable, source_fingerprint
 from kdc.core.weights import load_weights
 from kdc.driver.recipe import Recipe
@@ -44,7 +45,7 @@ def load(recipe: Recipe) -> Inputs:
     data = load_data(recipe)
     teacher, source = load_teacher(recipe, data)
     for name in ("train", "calibration", "validation", "test"):
-        task.check(getattr(data, name), name, tuple(teacher.outputs[0].example().shape))
+        task.check(getattr(data, name), name, tuple(example(teacher.outputs[0]).shape))
     return Inputs(recipe, device, task, data, teacher, source)
 
 
@@ -67,16 +68,16 @@ def load_teacher(recipe: Recipe, data: Splits) -> tuple[Artifact[nn.Module], str
     if recipe.teacher.weights is not None:
         load_weights(model, Path(recipe.teacher.weights))
     model.eval().requires_grad_(False).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    inputs = input_specs(data.train, list(inspect.signature(model.forward).parameters))
-    if recipe.teacher.inputs is not None:
-        inputs = tuple(TensorSpec(**spec.model_dump()) for spec in recipe.teacher.inputs)
+    inputs = recipe.teacher.inputs
+    if inputs is None:
+        inputs = input_specs(data.train, list(inspect.signature(model.forward).parameters))
     return Artifact(model, inputs, (_output(model, inputs, where),)), source_fingerprint(builder)
 
 
 @torch.no_grad()
 def _output(model: nn.Module, inputs: tuple[TensorSpec, ...], where: str) -> TensorSpec:
     try:
-        output = model(*(spec.example(2) for spec in inputs))
+        output = model(*(example(spec, 2) for spec in inputs))
     except Exception as error:
         shapes = ", ".join(f"{spec.name} {spec.dtype}{list(spec.shape)}" for spec in inputs)
         raise ModelError(

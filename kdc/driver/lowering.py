@@ -13,11 +13,12 @@ import torch
 from torch import nn
 
 from kdc.core import verify
-from kdc.core.artifact import Artifact, DeviceFile
+from kdc.core.artifact import Artifact, example
 from kdc.core.budget import Cost
 from kdc.core.contract import Context, Fact
 from kdc.core.data import Split
 from kdc.core.observe import Note, Progress
+from kdc.core.spec import DeviceFile
 from kdc.core.store import Parts, key_of, sha256_of
 from kdc.distill.teacher import EVALUATION_BATCH, predict
 from kdc.driver.plan import Plan, Planned
@@ -179,7 +180,7 @@ class Lowering:
     def floor_ms(self) -> float:
         """The latency of a graph that does next to nothing with the teacher's first input: no student can be faster."""
         spec = self.inputs.teacher.inputs[0]
-        flat = spec.model_copy(update={"name": "flat", "shape": (spec.shape[0], spec.example().numel())})
+        flat = spec.model_copy(update={"name": "flat", "shape": (spec.shape[0], example(spec).numel())})
         nothing = Artifact(model=_Flatten(), inputs=(spec,), outputs=(flat,))
         file = self.lowered(nothing, lambda model: None)
         (latency_ms,) = quick_latencies([file], self.inputs.device, self.samples()[:1], seconds=0.3)

@@ -16,6 +16,7 @@ from pydantic.json_schema import models_json_schema
 
 from kdc.core.budget import Budget
 from kdc.core.contract import Pass
+from kdc.core.spec import TensorSpec
 from kdc.driver import document
 from kdc.driver.document import Key
 from kdc.driver.mistakes import Mistake, explain, misread, raise_all, unknown
@@ -32,21 +33,15 @@ _PATHS: tuple[tuple[str, str], ...] = (("teacher", "build"), ("teacher", "weight
 _DOTTED = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)*")
 
 
-class InputSpec(BaseModel, frozen=True, extra="forbid"):
-    """What the teacher takes at one input; the fields of `kdc.core.artifact.TensorSpec`, which needs torch."""
-
-    name: str
-    shape: tuple[int | str, ...] = Field(description="with a name where the size is free, as in [batch, 1, 28, 28]")
-    dtype: str = Field(default="float32", description="numpy's name")
-
-
 class TeacherSpec(BaseModel, frozen=True, extra="forbid"):
     """The trained model."""
 
     build: str = Field(description=f"{_CALLABLE}, which returns a torch.nn.Module")
     arguments: dict[str, Any] = Field(default={}, description="keyword arguments of the callable")
     weights: Path | None = Field(default=None, description="a .safetensors file, or .pt/.pth with plain tensors")
-    inputs: tuple[InputSpec, ...] | None = Field(default=None, description="in call order; default: seen from the data")
+    inputs: tuple[TensorSpec, ...] | None = Field(
+        default=None, description="in call order; default: seen from the data"
+    )
 
 
 class DataSpec(BaseModel, frozen=True, extra="forbid"):

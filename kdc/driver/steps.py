@@ -16,12 +16,13 @@ from safetensors.torch import load_file
 from torch import nn
 
 from kdc.core import verify
-from kdc.core.artifact import Artifact, DeviceFile, Step
+from kdc.core.artifact import Artifact, Step
 from kdc.core.budget import Budget, Cost
 from kdc.core.contract import Context, Fact
 from kdc.core.errors import KdcError
 from kdc.core.observe import Emit, StepFinished, StepStarted
-from kdc.core.store import Entry, Parts, Store, key_of
+from kdc.core.spec import DeviceFile
+from kdc.core.store import KEY_DIGITS, Entry, Parts, Store, key_of
 from kdc.core.weights import save_weights
 from kdc.driver.inputs import Inputs
 from kdc.driver.plan import AnyPass, Planned
@@ -101,7 +102,7 @@ class Steps:
             budget=inputs.recipe.budget,
             seed=inputs.recipe.seed,
             work=self.store.work(key),
-            cache=self.store.root / "cache" / key_of(cache_parts(inputs))[:20],
+            cache=self.store.root / "cache" / key_of(cache_parts(inputs))[:KEY_DIGITS],
             emit=self.emit,
             teacher_cost=teacher_cost,
             forecast=forecast,

@@ -10,9 +10,9 @@ from typing import Any
 import torch
 from torch.utils.data import DataLoader, IterableDataset
 
-from kdc.core.artifact import TensorSpec
 from kdc.core.data import Split, Splits
 from kdc.core.errors import DataError
+from kdc.core.spec import TensorSpec
 from kdc.core.usercode import call
 from kdc.tasks.samples import is_dataset, is_pair, read_split
 from kdc.tasks.splitting import complete, refuse_leaks

@@ -18,8 +18,9 @@ from onnxscript import opset18 as op
 from torch import nn
 from torch.export import ExportedProgram
 
-from kdc.core.artifact import Artifact, TensorSpec
+from kdc.core.artifact import Artifact
 from kdc.core.errors import LawError, ModelError
+from kdc.core.spec import TensorSpec
 from kdc.core.trace import trace
 
 STANDARD_DOMAINS = frozenset({"", "ai.onnx", "ai.onnx.ml"})

@@ -22,7 +22,7 @@ import torch
 from torch import nn
 from torch.fx import Node
 
-from kdc.core.artifact import TensorSpec
+from kdc.core.spec import TensorSpec
 from kdc.core.trace import trace
 from passes.prune.flow import Axis, Flow, Fold, layer_name, operator, sizes
 from passes.prune.labels import Array, Dims

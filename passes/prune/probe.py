@@ -6,8 +6,8 @@ from collections.abc import Sequence
 
 from torch import nn
 
-from kdc.core.artifact import TensorSpec
 from kdc.core.errors import ModelError
+from kdc.core.spec import TensorSpec
 from passes.prune.channels import ChannelGraph, Mask
 from passes.prune.labels import Array
 from passes.prune.surgery import check, remove

@@ -13,8 +13,9 @@ from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 from torch.utils import _pytree as pytree
 
-from kdc.core.artifact import TensorSpec
+from kdc.core.artifact import example
 from kdc.core.errors import ModelError
+from kdc.core.spec import TensorSpec
 from kdc.core.trace import TRACE_BATCH
 from passes.prune.channels import ChannelGraph, Mask
 from passes.prune.labels import Array
@@ -106,7 +107,7 @@ def run(model: nn.Module, inputs: Sequence[TensorSpec]) -> list[tuple[int, ...]]
     model.eval()
     try:
         with torch.no_grad():
-            outputs = model(*(spec.example(TRACE_BATCH) for spec in inputs))
+            outputs = model(*(example(spec, TRACE_BATCH) for spec in inputs))
     except Exception as error:  # whatever a user's forward raises
         where = f"layer {entered[-1]!r}" if entered and entered[-1] else "the model's own forward()"
         raise ModelError(

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import fx, nn
 
-from kdc.core.artifact import TensorSpec
+from kdc.core.spec import TensorSpec
 from kdc.core.trace import trace
 
 aten = torch.ops.aten

@@ -18,7 +18,7 @@ from onnx import TensorProto, helper, numpy_helper, save
 from rich.console import Console
 from rich.table import Table
 
-from kdc.core.artifact import DeviceFile
+from kdc.core.spec import DeviceFile
 from targets.device import load_device
 from targets.measure import Settings, measure
 

@@ -14,7 +14,7 @@ import ab_noise
 import numpy as np
 from onnxruntime.quantization import CalibrationDataReader, QuantType, quantize_static
 
-from kdc.core.artifact import DeviceFile
+from kdc.core.spec import DeviceFile
 from targets.device import load_device
 from targets.measure import quick_latencies
 

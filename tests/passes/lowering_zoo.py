@@ -8,7 +8,8 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from kdc.core.artifact import Artifact, TensorSpec
+from kdc.core.artifact import Artifact
+from kdc.core.spec import TensorSpec
 
 
 def conv(channels_in: int, channels: int, kernel: int = 3, stride: int = 1, groups: int = 1) -> nn.Sequential:

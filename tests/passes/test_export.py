@@ -10,8 +10,9 @@ from lowering_zoo import ZOO, images
 from onnx import TensorProto, helper
 from torch import nn
 
-from kdc.core.artifact import Artifact, TensorSpec
+from kdc.core.artifact import Artifact
 from kdc.core.errors import LawError, ModelError
+from kdc.core.spec import TensorSpec
 from kdc.driver.lint import operators
 from passes.export import Export, Interface
 from passes.export.lower import check, lower

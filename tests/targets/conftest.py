@@ -5,7 +5,7 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from kdc.core.artifact import DeviceFile
+from kdc.core.spec import DeviceFile
 from targets.device import load_device
 
 

@@ -7,14 +7,14 @@ import sys
 import numpy as np
 import pytest
 
-from kdc.core.artifact import DeviceFile
 from kdc.core.errors import TargetError
 from kdc.core.observe import Progress
+from kdc.core.spec import DeviceFile
 from kdc.numerics.stats import ratio_interval
 from targets.machine import Load, environment, peak_bytes, resident_bytes
 from targets.measure import Measured, Settings, compare, judge, measure, quick_latencies
 from targets.process import Workplace
-from targets.worker import Job, WorkerFile
+from targets.worker import Job
 
 SHORT = Settings(seconds=0.5, processes_min=3, processes_max=3, slice_seconds=0.02)
 
@@ -138,7 +138,7 @@ def test_peak_memory_counts_the_models_weights(device, linear):
 def job(device, file, **changes):
     return Job(
         device=device,
-        files=(WorkerFile(path=file.path, runtime=file.runtime),),
+        files=(file,),
         inputs=None,
         seed=(0,),
         cores=None,

@@ -6,8 +6,8 @@ import numpy as np
 import onnx
 import pytest
 
-from kdc.core.artifact import DeviceFile
 from kdc.core.errors import TargetError
+from kdc.core.spec import DeviceFile
 from targets import onnxruntime as ort
 from targets.runtime import Port, feeds, runtime_of
 

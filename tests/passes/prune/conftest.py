@@ -8,11 +8,12 @@ import torch
 from prune_zoo import ZOO
 from torch import nn
 
-from kdc.core.artifact import Artifact, TensorSpec
+from kdc.core.artifact import Artifact, example
 from kdc.core.budget import Budget, Cost
 from kdc.core.contract import Context
 from kdc.core.data import Split, Splits
 from kdc.core.device import Device
+from kdc.core.spec import TensorSpec
 from passes.prune.channels import ChannelGraph
 from passes.prune.probe import probe
 
@@ -54,7 +55,7 @@ def zoo():
 def artifact_of():
     def make(model, inputs=IMAGES):
         with torch.no_grad():
-            outputs = model(*(spec.example(2) for spec in inputs))
+            outputs = model(*(example(spec, 2) for spec in inputs))
         spec = TensorSpec(name="out", shape=("batch", *outputs.shape[1:]), dtype="float32")
         return Artifact(model, inputs, (spec,))
 

@@ -5,9 +5,9 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from kdc.core.artifact import TensorSpec
 from kdc.core.errors import ModelError
 from kdc.core.observe import Note
+from kdc.core.spec import TensorSpec
 from passes.prune import Kept, Prune
 from passes.prune.channels import ChannelGraph
 from passes.prune.probe import probe

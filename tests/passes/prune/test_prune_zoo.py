@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from prune_zoo import ZOO
 from torch import nn
 
-from kdc.core.artifact import TensorSpec
+from kdc.core.spec import TensorSpec
 from passes.prune.selection import Limits, Selector
 from passes.prune.surgery import check, remove
 

@@ -3,7 +3,7 @@ import torch
 from lowering_zoo import ZOO, images
 from torch import nn
 
-from kdc.core.artifact import TensorSpec
+from kdc.core.spec import TensorSpec
 from passes.quantize.graph import plain_graph
 from passes.quantize.placement import candidates, place
 from passes.quantize.quantizers import QuantizedLayer, Quantizer

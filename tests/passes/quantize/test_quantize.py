@@ -11,11 +11,12 @@ import torch
 from lowering_zoo import ZOO, images
 from torch import nn
 
-from kdc.core.artifact import Artifact, TensorSpec
+from kdc.core.artifact import Artifact
 from kdc.core.contract import Fact
 from kdc.core.data import Split
 from kdc.core.device import QuantizationScheme
 from kdc.core.errors import DataError, ModelError, TargetError
+from kdc.core.spec import TensorSpec
 from kdc.driver.lint import operators
 from kdc.numerics.affine import Affine, fake_quantize
 from passes.export.lower import lower
