@@ -6,7 +6,6 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
 import torch
 from safetensors.torch import load_file
 
@@ -15,10 +14,12 @@ from kdc.core.artifact import Artifact, Step
 from kdc.core.contract import Fact
 from kdc.core.errors import FolderError, LawError
 from kdc.core.spec import DeviceFile
-from kdc.distill.teacher import EVALUATION_BATCH, predict
+from kdc.distill.teacher import predict
 from kdc.driver import folder
 from kdc.driver.compress import LOCK, REPORT, STRUCTURE, STUDENT
 from kdc.driver.inputs import Inputs, load
+from kdc.driver.lowering import run_over
+from kdc.driver.plan import facts_of
 from kdc.driver.recipe import load_recipe
 from kdc.driver.report import Report
 from kdc.driver.steps import WEIGHTS
@@ -49,12 +50,10 @@ def check(out: Path) -> Checked:
     split, task = inputs.data.test, inputs.task
     labels = split.labels.numpy()
     engine = runtime_of(inputs.device).load(DeviceFile(out / STUDENT, inputs.device.runtime), inputs.device)
-    batches = split.batches(EVALUATION_BATCH)
-    exported = np.concatenate([engine.run([tensor.numpy() for tensor in batch.inputs])[0] for batch in batches])
+    exported = run_over(engine, split)
     expected = predict(student.model, split).numpy()
     points = [100.0 * float(task.scores(outputs, labels).mean()) for outputs in (expected, exported)]
-    contracts = [PASSES[step.kind].model_validate(step.settings).contract(inputs.device) for step in student.lineage]
-    floating = not any(Fact.FLOAT in contract.destroys for contract in contracts)
+    floating = Fact.FLOAT in facts_of(student.lineage, inputs.device)
     error = verify.parity(STUDENT, expected, exported, floating, points)
     lines.append(f"parity: torch and {STUDENT} differ by at most {error:.2g} of the outputs' size")
     stated = report.student.metric.points

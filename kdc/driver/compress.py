@@ -8,7 +8,6 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-import onnx_ir
 
 from kdc.core.contract import named_seed
 from kdc.core.errors import BudgetError, ModelError
@@ -17,14 +16,13 @@ from kdc.core.store import Store, key_of
 from kdc.driver import folder
 from kdc.driver.clock import Clock, TimeUpError
 from kdc.driver.inputs import Inputs, load
-from kdc.driver.lint import lint
 from kdc.driver.lowering import Candidate, Lowering
 from kdc.driver.plan import Plan, make
 from kdc.driver.recipe import Recipe, lock_text
 from kdc.driver.report import Drop, Metric, ModelRow, Report, StepRow
 from kdc.driver.select import Judged, limits, select
-from kdc.driver.sources import digests, versions
-from kdc.driver.steps import WEIGHTS, Made, Steps, machine
+from kdc.driver.sources import versions
+from kdc.driver.steps import WEIGHTS, Made, Steps, measuring_parts
 from kdc.numerics import stats
 from passes import default_passes
 from targets.device import load_device
@@ -71,9 +69,10 @@ class _Run:
     def into(self, out: Path, lock: str) -> Report:
         for note in self.inputs.data.notes:
             self.emit(Note(note))
-        teacher = self._teacher()
+        teacher = self.lowering.teacher
+        self._check_better_than_chance(teacher)
         self._check_floor()
-        students = self._students(teacher)
+        students = self._students()
         self.clock.stopped = True  # what is left is to judge what is there
         measured = self._measure(teacher, students)
         judged = [self._judge(teacher, student, measured, i) for i, student in enumerate(students)]
@@ -82,15 +81,13 @@ class _Run:
         self._publish(out, lock, teacher, students[chosen], report)
         return report
 
-    def _teacher(self) -> Candidate:
-        teacher = self.lowering.candidate("teacher", self.steps.root, None, check=self._lint)
+    def _check_better_than_chance(self, teacher: Candidate) -> None:
         chance = self.inputs.task.chance(self.inputs.data)
         if teacher.points <= chance:
             raise ModelError(
                 f"the teacher scores {teacher.points:.1f} on the validation split, and guessing one class {chance:.1f}",
                 do="check that the weights belong to this model, and that the data are preprocessed as in its training",
             )
-        return teacher
 
     def _check_floor(self) -> None:
         """See that a latency limit is one that some graph could meet, before anything is trained for it."""
@@ -110,10 +107,7 @@ class _Run:
                     do=f"loosen {name}: no student can be below the runtime's own floor",
                 )
 
-    def _lint(self, model: onnx_ir.Model) -> None:
-        lint(model, self.inputs.device)
-
-    def _students(self, teacher: Candidate) -> list[Candidate]:
+    def _students(self) -> list[Candidate]:
         """Every compressing pass in turn, the student after each lowered and judged."""
         students: list[Candidate] = []
         made: Made = self.steps.root
@@ -123,7 +117,7 @@ class _Run:
             forecast = self.lowering.forecast(rest)
             try:
                 made = self.steps.run(planned.label, planned, made, (number, of), forecast, self.lowering.teacher_cost)
-                students.append(self.lowering.candidate(planned.label, made, teacher))
+                students.append(self.lowering.student(made))
             except TimeUpError:
                 if not students:
                     raise
@@ -136,10 +130,7 @@ class _Run:
         parts = {
             "files": [teacher.sha256, *(student.sha256 for student in students)],
             "settings": settings.model_dump(mode="json"),
-            "device": self.inputs.device.model_dump(mode="json"),
-            "machine": machine(),
-            "runtime": versions((self.inputs.device.runtime,)),
-            "source": digests("targets.measure") | digests(type(self.lowering.runtime).__module__),
+            **measuring_parts(self.inputs.device),
         }
         store = self.steps.store
         entry = store.find("measure", key_of(parts))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -21,12 +22,13 @@ from kdc.core.observe import Note, Progress
 from kdc.core.spec import DeviceFile
 from kdc.core.store import Parts, key_of, sha256_of
 from kdc.distill.teacher import EVALUATION_BATCH, predict
-from kdc.driver.plan import Plan, Planned
+from kdc.driver.lint import lint
+from kdc.driver.plan import Plan, Planned, facts_of
 from kdc.driver.sources import digests, versions
-from kdc.driver.steps import ONNX, Made, Steps
+from kdc.driver.steps import ONNX, Made, Steps, measuring_parts
 from kdc.numerics.cost import count
 from targets.measure import quick_latencies
-from targets.runtime import runtime_of
+from targets.runtime import Engine, runtime_of
 
 Array = np.ndarray[Any, Any]
 OUTPUTS = "outputs.npy"
@@ -36,7 +38,6 @@ OUTPUTS = "outputs.npy"
 class Candidate:
     """A step's model as the file that would ship, with its outputs on the validation split."""
 
-    label: str
     made: Made
     onnx: Path
     file: DeviceFile
@@ -45,6 +46,11 @@ class Candidate:
     scores: Array
     metrics: dict[str, float]
     parity: float
+
+    @property
+    def label(self) -> str:
+        """The compressing step's name; "teacher" for the teacher."""
+        return self.made.name
 
     @property
     def points(self) -> float:
@@ -58,49 +64,43 @@ class Lowering:
     def __init__(self, steps: Steps, plan: Plan) -> None:
         self.steps, self.plan, self.inputs = steps, plan, steps.inputs
         self.runtime = runtime_of(self.inputs.device)
-        self._teacher: tuple[DeviceFile, Cost] | None = None
 
-    def candidate(
-        self, label: str, made: Made, teacher: Candidate | None, check: Callable[[onnx_ir.Model], None] | None = None
-    ) -> Candidate:
-        """The model lowered, held to the law of parity, and judged on the validation split; stored.
+    @cached_property
+    def teacher(self) -> Candidate:
+        """The teacher as the target's file; the target is seen to have its operators before anything is built."""
+        return self._candidate(self.steps.root, None, lambda model: lint(model, self.inputs.device))
 
-        `check` sees the exported model before anything is built or run.
-        """
+    def student(self, made: Made) -> Candidate:
+        """A student as the target's file, held to the law of parity and judged on the validation split; stored."""
+        return self._candidate(made, self.teacher.outputs, lambda model: None)
+
+    def _candidate(self, made: Made, teacher: Array | None, see: Callable[[onnx_ir.Model], None]) -> Candidate:
         lowered, onnx = made, Path()
         of = len(self.plan.lowering)
         for number, planned in enumerate(self.plan.lowering, start=1):
-            name = f"{label}+{planned.label}"
+            name = f"{made.name}+{planned.label}"
             lowered = self.steps.run(name, planned, lowered, (number, of), self.forecast(()), self.teacher_cost)
             if Fact.DEVICE not in planned.facts:
                 onnx = self.steps.folder_of(lowered) / ONNX
-                if check is not None:
-                    check(lowered.artifact.model)
+                see(lowered.artifact.model)
         file: DeviceFile = lowered.artifact.model
-        floating = Fact.FLOAT in self._facts(label)
-        outputs, parity = self._outputs(label, made, file, floating)
-        split, task = self.inputs.data.validation, self.inputs.task
-        labels = split.labels.numpy()
-        metrics = task.metrics(outputs, labels, None if teacher is None else teacher.outputs)
-        scores = task.scores(outputs, labels)
-        return Candidate(label, made, onnx, file, sha256_of(file.path), outputs, scores, metrics, parity)
+        outputs, parity = self._outputs(made, file)
+        labels, task = self.inputs.data.validation.labels.numpy(), self.inputs.task
+        scores, metrics = task.scores(outputs, labels), task.metrics(outputs, labels, teacher)
+        return Candidate(made, onnx, file, sha256_of(file.path), outputs, scores, metrics, parity)
 
-    def _facts(self, label: str) -> frozenset[Fact]:
-        """What holds after the compressing pass of this label; the teacher is float."""
-        return next((p.facts for p in self.plan.compress if p.label == label), frozenset({Fact.FLOAT}))
-
-    def _outputs(self, label: str, made: Made, file: DeviceFile, floating: bool) -> tuple[Array, float]:
+    def _outputs(self, made: Made, file: DeviceFile) -> tuple[Array, float]:
         """The file's outputs on the validation split in the runtime, and how far they are from torch's."""
-        name = f"{label}+evaluate"
-        parts = self._evaluation_parts(file, "validation")
+        name, parts = f"{made.name}+evaluate", self._evaluation_parts(file, "validation")
         entry = self.steps.store.find(name, key_of(parts))
         if entry is None:
             split, task = self.inputs.data.validation, self.inputs.task
-            outputs = self.run(file, split, f"{label}: validation")
+            outputs = self._run(file, split, f"{made.name}: validation")
             expected = predict(made.artifact.model, split).numpy()
             labels = split.labels.numpy()
             points = [100.0 * float(task.scores(o, labels).mean()) for o in (expected, outputs)]
-            error = verify.parity(label, expected, outputs, floating, points)
+            floating = Fact.FLOAT in facts_of(made.artifact.lineage, self.inputs.device)
+            error = verify.parity(made.name, expected, outputs, floating, points)
             entry = self.steps.store.write(
                 name, parts, {"parity": error, "points": points}, {OUTPUTS: lambda path: _save(path, outputs)}
             )
@@ -112,19 +112,16 @@ class Lowering:
         name, parts = f"{candidate.label}+test", self._evaluation_parts(candidate.file, "test")
         entry = self.steps.store.find(name, key_of(parts))
         if entry is None:
-            outputs = self.run(candidate.file, self.inputs.data.test, f"{candidate.label}: test")
+            outputs = self._run(candidate.file, self.inputs.data.test, f"{candidate.label}: test")
             entry = self.steps.store.write(name, parts, {}, {OUTPUTS: lambda path: _save(path, outputs)})
         loaded: Array = np.load(entry.file(OUTPUTS), allow_pickle=False)
         return loaded
 
-    def run(self, file: DeviceFile, split: Split, what: str) -> Array:
-        """A file's outputs over a split, in the target's runtime."""
-        engine = self.runtime.load(file, self.inputs.device)
-        outputs: list[Array] = []
-        for batch in split.batches(EVALUATION_BATCH):
-            outputs.append(engine.run([tensor.numpy() for tensor in batch.inputs])[0])
-            self.steps.emit(Progress(what, sum(map(len, outputs)), len(split), "sample"))
-        return np.concatenate(outputs)
+    def _run(self, file: DeviceFile, split: Split, what: str) -> Array:
+        def report(done: int) -> None:
+            self.steps.emit(Progress(what, done, len(split), "sample"))
+
+        return run_over(self.runtime.load(file, self.inputs.device), split, report)
 
     def _evaluation_parts(self, file: DeviceFile, split: str) -> Parts:
         return {
@@ -161,11 +158,8 @@ class Lowering:
 
     def teacher_cost(self) -> Cost:
         """What the teacher's own exported file costs on the target."""
-        if self._teacher is None:
-            file, cost = self._unmeasured(self.inputs.teacher)
-            (latency_ms,) = quick_latencies([file], self.inputs.device, self.samples())
-            self._teacher = file, cost(latency_ms)
-        return self._teacher[1]
+        cost = self._priced(onnx_ir.load(self.teacher.onnx), self.teacher.file)
+        return cost(self._latency_ms("teacher+cost", self.teacher.file, self.samples()))
 
     def lowered(self, artifact: Artifact[Any], see: Callable[[onnx_ir.Model], None]) -> DeviceFile:
         """An artifact lowered outside the store; `see` is shown each ONNX model on the way. The caller deletes the file."""
@@ -181,31 +175,37 @@ class Lowering:
         """The latency of a graph that does next to nothing with the teacher's first input: no student can be faster."""
         spec = self.inputs.teacher.inputs[0]
         flat = spec.model_copy(update={"name": "flat", "shape": (spec.shape[0], example(spec).numel())})
-        nothing = Artifact(model=_Flatten(), inputs=(spec,), outputs=(flat,))
-        file = self.lowered(nothing, lambda model: None)
-        (latency_ms,) = quick_latencies([file], self.inputs.device, self.samples()[:1], seconds=0.3)
+        file = self.lowered(Artifact(model=_Flatten(), inputs=(spec,), outputs=(flat,)), lambda model: None)
+        latency_ms = self._latency_ms("floor", file, self.samples()[:1])
         file.path.unlink()
         return latency_ms
+
+    def _latency_ms(self, name: str, file: DeviceFile, samples: list[Array]) -> float:
+        """A file's latency from the store, or measured now: a run that goes on decides by the numbers it began with."""
+        parts: Parts = {"file": sha256_of(file.path), **measuring_parts(self.inputs.device)}
+        entry = self.steps.store.find(name, key_of(parts))
+        if entry is None:
+            (latency_ms,) = quick_latencies([file], self.inputs.device, samples)
+            entry = self.steps.store.write(name, parts, {"latency_ms": latency_ms}, {})
+        return float(entry.record["latency_ms"])
 
     def _cost(self, artifact: Artifact[Any]) -> Cost:
         """The cost of an artifact, its latency as a share of the teacher's in the same process.
 
         Forecasts are made minutes apart on a machine whose speed drifts; their ratios to the teacher's stay comparable.
         """
-        teacher_ms = self.teacher_cost().latency_ms
-        assert self._teacher is not None
-        file, cost = self._unmeasured(artifact)
-        own_ms, beside_ms = quick_latencies([file, self._teacher[0]], self.inputs.device, self.samples())
-        file.path.unlink()
-        return cost(own_ms / beside_ms * teacher_ms)
-
-    def _unmeasured(self, artifact: Artifact[Any]) -> tuple[DeviceFile, Callable[[float], Cost]]:
-        """An artifact's lowered file, and its cost but for the latency."""
         seen: list[onnx_ir.Model] = []
         file = self.lowered(artifact, seen.append)
-        parameters, macs = count(seen[-1])
+        cost = self._priced(seen[-1], file)
+        own_ms, beside_ms = quick_latencies([file, self.teacher.file], self.inputs.device, self.samples())
+        file.path.unlink()
+        return cost(own_ms / beside_ms * self.teacher_cost().latency_ms)
+
+    def _priced(self, model: onnx_ir.Model, file: DeviceFile) -> Callable[[float], Cost]:
+        """The cost of a model and its file, once its latency in milliseconds is known."""
+        parameters, macs = count(model)
         size_mb = sum(path.stat().st_size for path in self.runtime.files(file)) / 1e6
-        return file, lambda ms: Cost(latency_ms=ms, size_mb=size_mb, macs=macs, parameters=parameters)
+        return lambda ms: Cost(latency_ms=ms, size_mb=size_mb, macs=macs, parameters=parameters)
 
     def samples(self, count: int = 32) -> list[Array]:
         """Real inputs, [count, ...] each, for timing."""
@@ -218,6 +218,15 @@ class Lowering:
 class _Flatten(nn.Module):
     def forward(self, tensor: torch.Tensor) -> torch.Tensor:
         return tensor.flatten(1)
+
+
+def run_over(engine: Engine, split: Split, report: Callable[[int], None] = lambda done: None) -> Array:
+    """A loaded file's outputs over a split, [n, ...]; `report` is told how many samples are done."""
+    outputs: list[Array] = []
+    for batch in split.batches(EVALUATION_BATCH):
+        outputs.append(engine.run([tensor.numpy() for tensor in batch.inputs])[0])
+        report(sum(map(len, outputs)))
+    return np.concatenate(outputs)
 
 
 def _save(path: Path, outputs: Array) -> None:

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from kdc.core.contract import Fact, Pass
 from kdc.core.device import Device
 from kdc.core.errors import PlanError
-from passes import LOWERING, default_passes
+from passes import LOWERING, PASSES, default_passes
+
+if TYPE_CHECKING:
+    from kdc.core.artifact import Step
 
 AnyPass = Pass[Any]
 TEACHER_FACTS = frozenset({Fact.TORCH, Fact.FITTED, Fact.FLOAT, Fact.STATIC})
@@ -33,6 +36,15 @@ class Plan:
 
     compress: tuple[Planned, ...]
     lowering: tuple[Planned, ...]
+
+
+def facts_of(lineage: Sequence[Step], device: Device) -> frozenset[Fact]:
+    """What holds of an artifact of this lineage: the contracts of its steps, folded from the teacher on."""
+    facts = TEACHER_FACTS
+    for step in lineage:
+        contract = PASSES[step.kind].model_validate(step.settings).contract(device)
+        facts = (facts - contract.destroys) | contract.provides
+    return facts
 
 
 def make(chosen: Sequence[AnyPass] | None, device: Device) -> Plan:

@@ -19,6 +19,7 @@ from kdc.core import verify
 from kdc.core.artifact import Artifact, Step
 from kdc.core.budget import Budget, Cost
 from kdc.core.contract import Context, Fact
+from kdc.core.device import Device
 from kdc.core.errors import KdcError
 from kdc.core.observe import Emit, StepFinished, StepStarted
 from kdc.core.spec import DeviceFile
@@ -27,6 +28,7 @@ from kdc.core.weights import save_weights
 from kdc.driver.inputs import Inputs
 from kdc.driver.plan import AnyPass, Planned
 from kdc.driver.sources import digests, versions
+from targets.runtime import runtime_of
 
 WEIGHTS, ONNX, DECISION = "weights.safetensors", "model.onnx", "decision.json"
 Forecast = Callable[[Artifact[Any]], Cost]
@@ -180,6 +182,16 @@ def step_parts(settings: AnyPass, previous_key: str, inputs: Inputs) -> Parts:
     if settings.measures(budget):
         parts |= {"machine": machine(), "runtime": versions((inputs.device.runtime,))}
     return parts
+
+
+def measuring_parts(device: Device) -> Parts:
+    """All that a latency depends on, beside the files that are timed."""
+    return {
+        "device": device.model_dump(mode="json"),
+        "machine": machine(),
+        "runtime": versions((device.runtime,)),
+        "source": digests("targets.measure") | digests(type(runtime_of(device)).__module__),
+    }
 
 
 def machine() -> str:
