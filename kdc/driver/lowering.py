@@ -77,8 +77,7 @@ class Lowering:
     def _candidate(self, made: Made, teacher: Array | None, see: Callable[[onnx_ir.Model], None]) -> Candidate:
         lowered, onnx = made, Path()
         of = len(self.plan.lowering)
-        for number, planned in enumerate(self.plan.lowering, start=1):
-            name = f"{made.name}+{planned.label}"
+        for number, (name, planned) in enumerate(self.plan.lowered(made.name), start=1):
             lowered = self.steps.run(name, planned, lowered, (number, of), self.forecast(()), self.teacher_cost)
             if Fact.DEVICE not in planned.facts:
                 onnx = self.steps.folder_of(lowered) / ONNX

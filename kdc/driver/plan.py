@@ -37,6 +37,10 @@ class Plan:
     compress: tuple[Planned, ...]
     lowering: tuple[Planned, ...]
 
+    def lowered(self, step: str) -> list[tuple[str, Planned]]:
+        """The passes that lower the model of this step, each with its name in the store."""
+        return [(f"{step}+{planned.label}", planned) for planned in self.lowering]
+
 
 def facts_of(lineage: Sequence[Step], device: Device) -> frozenset[Fact]:
     """What holds of an artifact of this lineage: the contracts of its steps, folded from the teacher on."""

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from kdc.core.errors import PlanError
 from kdc.core.store import Entry, Parts, Store, key_of
 from kdc.driver import folder
 from kdc.driver.compress import identity
-from kdc.driver.inputs import load
-from kdc.driver.plan import make
+from kdc.driver.inputs import Inputs, load
+from kdc.driver.plan import Planned, make
 from kdc.driver.recipe import Recipe
 from kdc.driver.steps import root_parts, step_parts
 
@@ -35,31 +35,45 @@ def why(recipe: Recipe, out: Path, step: str | None) -> list[Reason]:
     inputs = load(recipe)
     plan = make(recipe.passes, inputs.device)
     store = Store(out / folder.PRIVATE / "store")
-    reasons: list[Reason] = []
-    known = [planned.label for planned in plan.compress]
+    teacher = _Link("teacher", key_of(root_parts(inputs)), {}, "")
+    chain = [teacher, *_chain([(planned.label, planned) for planned in plan.compress], teacher, inputs)]
+    links = [link for one in chain for link in (one, *_chain(plan.lowered(one.name), one, inputs))][1:]
+    known = [link.name for link in links]
     if step is not None and step not in known:
         raise PlanError(f"the plan has no step {step!r}", do="its steps are " + ", ".join(known))
-    previous, before = key_of(root_parts(inputs)), "teacher"
-    for planned in plan.compress:
-        parts = step_parts(planned.settings, previous, inputs)
-        previous = key_of(parts)
-        reasons.append(_reason(planned.label, parts, store, before))
-        before = planned.label
-    return [reason for reason in reasons if step in (None, reason.step)]
+    return [_reason(link, store) for link in links if step in (None, link.name)]
 
 
-def _reason(step: str, parts: Parts, store: Store, before: str) -> Reason:
-    if store.find(step, key_of(parts)) is not None:
-        return Reason(step, True, ())
-    entries = store.entries(step)
+class _Link(NamedTuple):
+    """A step as today's recipe would make it; `before` is the name of the step it follows."""
+
+    name: str
+    key: str
+    parts: Parts
+    before: str
+
+
+def _chain(steps: Sequence[tuple[str, Planned]], link: _Link, inputs: Inputs) -> list[_Link]:
+    links: list[_Link] = []
+    for name, planned in steps:
+        parts = step_parts(planned.settings, link.key, inputs)
+        link = _Link(name, key_of(parts), parts, link.name)
+        links.append(link)
+    return links
+
+
+def _reason(link: _Link, store: Store) -> Reason:
+    if store.find(link.name, link.key) is not None:
+        return Reason(link.name, True, ())
+    entries = store.entries(link.name)
     if not entries:
-        return Reason(step, False, ("it was never finished in this folder",))
-    nearest: Entry = min(entries, key=lambda entry: len(list(_changes(entry.parts, parts, ""))))
+        return Reason(link.name, False, ("it was never finished in this folder",))
+    nearest: Entry = min(entries, key=lambda entry: len(list(_changes(entry.parts, link.parts, ""))))
     lines = tuple(
-        f"the step before it, {before}, is done again" if name == "previous" else f"{name}: {was} → {now}"
-        for name, was, now in _changes(nearest.parts, parts, "")
+        f"the step before it, {link.before}, is done again" if name == "previous" else f"{name}: {was} → {now}"
+        for name, was, now in _changes(nearest.parts, link.parts, "")
     )
-    return Reason(step, False, lines)
+    return Reason(link.name, False, lines)
 
 
 def _changes(was: Any, now: Any, name: str) -> Iterator[tuple[str, Any, Any]]:

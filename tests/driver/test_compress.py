@@ -99,7 +99,13 @@ def reasons(folder: Path, out: Path, *settings: str) -> dict[str, tuple[bool, tu
 
 
 def test_nothing_changed_and_everything_is_stored(finished):
-    assert all(stored for stored, _ in reasons(*finished[:2]).values())
+    found = reasons(*finished[:2])
+    assert list(found) == [
+        *("teacher+export", "teacher+simplify", "teacher+build"),
+        *("prune", "prune+export", "prune+simplify", "prune+build"),
+        *("quantize", "quantize+export", "quantize+simplify", "quantize+build"),
+    ]
+    assert all(stored for stored, _ in found.values())
 
 
 def test_a_changed_setting_repeats_its_step_and_those_after_it(finished):
@@ -149,6 +155,8 @@ def test_another_version_of_a_library_repeats_what_uses_it(finished, monkeypatch
     found = reasons(*finished[:2])
     assert found["prune"] == (True, ())
     assert found["quantize"][1][0].startswith("libraries.brevitas: ")
+    assert found["prune+export"] == (True, ())
+    assert found["quantize+export"] == (False, ("the step before it, quantize, is done again",))
 
 
 def test_a_killed_run_goes_on_and_ends_with_the_same_student(finished, tmp_path):
