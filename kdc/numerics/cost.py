@@ -30,9 +30,10 @@ def count(model: onnx_ir.Model) -> tuple[int, int]:
 
     Parameters are the elements of all initializers that can be weights: integers of 64 bits (shapes, axes), truth
     values, scales and zero points are left out, so that quantizing does not change the number. Multiply-accumulates are
-    those of convolutions, transposed convolutions and matrix products, in float or quantized; a bias, an activation or
-    a normalization is not counted, as is the field's habit. Every free size counts as 1: a batch of one. Both branches
-    of an `If` and the body of a `Loop` count once each: the longest way of an early exit counts in full.
+    those of convolutions, transposed convolutions, matrix products, einsum, attention and recurrent layers, in float or
+    quantized; a bias, an activation or a normalization is not counted, as is the field's habit. Every free size counts
+    as 1: a batch of one. Both branches of an `If` and the body of a `Loop` count once each: the longest way of an early
+    exit counts in full.
 
     The model is left as it was.
 
@@ -51,25 +52,18 @@ def count(model: onnx_ir.Model) -> tuple[int, int]:
         for value in graph.initializers.values()
         if _is_weight(value)
     )
-    return parameters, sum(_macs(node) for node in _nodes(model.graph))
+    return parameters, sum(_macs(node) for node in _nodes(model))
 
 
-def _nodes(graph: onnx_ir.Graph) -> Iterator[onnx_ir.Node]:
-    for node in graph:
-        yield node
-        for attribute in node.attributes.values():
-            if attribute.type == onnx_ir.AttributeType.GRAPH:
-                yield from _nodes(attribute.as_graph())
-            elif attribute.type == onnx_ir.AttributeType.GRAPHS:
-                for inner in attribute.as_graphs():
-                    yield from _nodes(inner)
+def _nodes(model: onnx_ir.Model) -> Iterator[onnx_ir.Node]:
+    return iter(onnx_ir.traversal.RecursiveGraphIterator(model.graph))
 
 
 def _fix_free_sizes(model: onnx_ir.Model) -> None:
     """Put 1 for every free size that the inputs name; forget shapes that hold another, to be inferred anew."""
     free = {str(size) for value in model.graph.inputs for size in value.shape or () if not isinstance(size, int)}
     values = [*model.graph.inputs, *model.graph.outputs]
-    values += [output for node in _nodes(model.graph) for output in node.outputs]
+    values += [output for node in _nodes(model) for output in node.outputs]
     inputs = set(model.graph.inputs)
     for value in values:
         if value.shape is None:
@@ -128,6 +122,41 @@ def _matmul(node: onnx_ir.Node) -> int:
     return math.prod(_shape(node.outputs[0], node)) * _shape(node.inputs[0], node)[-1]
 
 
+def _einsum(node: onnx_ir.Node) -> int:
+    """One product for every index of all letters together; an einsum of one operand multiplies nothing."""
+    terms = node.attributes.get_string("equation").replace(" ", "").partition("->")[0].split(",")
+    if len(terms) == 1:
+        return 0
+    sizes: dict[str, int] = {}
+    for term, operand in zip(terms, node.inputs, strict=True):
+        shape = _shape(operand, node)
+        before, dots, after = term.partition("...")
+        spread = len(shape) - len(before) - len(after) if dots else 0  # what "..." stands for, counted from its end
+        letters = [*before, *(f".{place}" for place in range(spread, 0, -1)), *after]
+        for letter, size in zip(letters, shape, strict=True):
+            sizes[letter] = max(size, sizes.get(letter, 1))
+    return math.prod(sizes.values())
+
+
+def _recurrent(node: onnx_ir.Node) -> int:
+    """Every step of every sequence takes all weights once: X [steps, batch, in], W and R [directions, gates * h, ...]."""
+    x, weight, recurrence = (_shape(value, node) for value in node.inputs[:3])
+    return x[0] * x[1] * (math.prod(weight) + math.prod(recurrence))
+
+
+def _attention(node: onnx_ir.Node) -> int:
+    """Queries by keys, and weights by values: [batch, heads, steps, width], or [batch, steps, heads * width]."""
+    query, key, value = (_shape(value, node) for value in node.inputs[:3])
+    past = node.inputs[4] if len(node.inputs) > 4 else None
+    keys = key[-2] + (0 if past is None else _shape(past, node)[-2])
+    if len(query) == 4:
+        read = math.prod(query[:3]) * value[3]
+    else:
+        share = node.attributes.get_int("q_num_heads", 1) / node.attributes.get_int("kv_num_heads", 1)
+        read = round(math.prod(query[:2]) * value[2] * share)
+    return keys * (math.prod(query) + read)
+
+
 # The fused ones are what onnxruntime writes into a file that it has optimized.
 _RULES: dict[str, Callable[[onnx_ir.Node], int]] = {
     "Conv": _conv(1),
@@ -141,4 +170,7 @@ _RULES: dict[str, Callable[[onnx_ir.Node], int]] = {
     "MatMul": _matmul,
     "MatMulInteger": _matmul,
     "QLinearMatMul": _matmul,
+    "Einsum": _einsum,
+    "Attention": _attention,
+    **dict.fromkeys(("RNN", "GRU", "LSTM"), _recurrent),
 }

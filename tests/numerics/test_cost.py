@@ -52,6 +52,42 @@ def test_a_matrix_product_costs_rows_times_columns_times_depth(transposed):
     )
 
 
+@pytest.mark.parametrize(
+    ("equation", "left", "right", "macs"),
+    [
+        ("bik,bkj->bij", (2, 3, 5), (2, 5, 7), 2 * 3 * 5 * 7),
+        ("...ik, kj -> ...ij", (4, 2, 3, 5), (5, 7), 4 * 2 * 3 * 5 * 7),
+        ("...i,...i->...", (4, 1, 5), (6, 5), 4 * 6 * 5),
+    ],
+)
+def test_an_einsum_costs_one_product_for_every_index(equation, left, right, macs):
+    node = helper.make_node("Einsum", ["x", "w"], ["y"], equation=equation)
+    assert count(model([node], [value("x", *left), value("w", *right)], [value("y")]))[1] == macs
+    alone = helper.make_node("Einsum", ["x"], ["y"], equation="ij->ji")
+    assert count(model([alone], [value("x", 3, 4)], [value("y", 4, 3)]))[1] == 0
+
+
+@pytest.mark.parametrize(("kind", "gates"), [("RNN", 1), ("GRU", 3), ("LSTM", 4)])
+def test_a_recurrent_layer_costs_all_its_weights_at_every_step(kind, gates):
+    node = helper.make_node(kind, ["x", "w", "r"], ["y"], hidden_size=6, direction="bidirectional")
+    weights = {"w": floats(2, gates * 6, 5), "r": floats(2, gates * 6, 6)}
+    got = count(model([node], [value("x", 9, "n", 5)], [value("y")], weights))
+    assert got == (2 * gates * 6 * 11, 9 * 2 * gates * 6 * 11)
+
+
+def test_attention_costs_queries_by_keys_and_weights_by_values():
+    wide = helper.make_node("Attention", ["q", "k", "v"], ["y"])
+    inputs = [value("q", 1, 8, 10, 4), value("k", 1, 2, 12, 4), value("v", 1, 2, 12, 6)]
+    graph = helper.make_graph([wide], "g", inputs, [value("y")])
+    ir = onnx_ir.from_proto(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 23)]))
+    assert count(ir)[1] == 8 * 10 * 12 * (4 + 6)
+    flat = helper.make_node("Attention", ["q", "k", "v"], ["y"], q_num_heads=8, kv_num_heads=2)
+    inputs = [value("q", 1, 10, 32), value("k", 1, 12, 8), value("v", 1, 12, 12)]
+    graph = helper.make_graph([flat], "g", inputs, [value("y")])
+    ir = onnx_ir.from_proto(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 23)]))
+    assert count(ir)[1] == 8 * 10 * 12 * (4 + 6)
+
+
 def test_a_quantized_model_counts_as_its_float_one():
     scale = {"s": np.array(0.1, np.float32), "z": np.array(0, np.uint8), "zw": np.array(0, np.int8)}
     bias_scale = {"sb": np.array(0.01, np.float32), "zb": np.array(0, np.int32)}
