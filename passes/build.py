@@ -21,7 +21,7 @@ class Build(Pass[Target]):
     """Hand the ONNX graph to the target's runtime, which gives the file that ships."""
 
     kind: ClassVar[str] = "build"
-    libraries: ClassVar[tuple[str, ...]] = ("onnx-ir", "onnxruntime")
+    libraries: ClassVar[tuple[str, ...]] = ("onnx-ir",)
     decision_type: ClassVar[type[Decision]] = Target
 
     def contract(self, device: Device) -> Contract:

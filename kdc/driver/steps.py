@@ -179,8 +179,11 @@ def step_parts(settings: AnyPass, previous_key: str, inputs: Inputs) -> Parts:
         "libraries": versions(settings.libraries),
         "threads": torch.get_num_threads(),
     }
-    if settings.measures(budget):
-        parts |= {"machine": machine(), "runtime": versions((inputs.device.runtime,))}
+    measures = settings.measures(budget)
+    if measures or Fact.DEVICE in settings.contract(inputs.device).provides:
+        parts["runtime"] = versions((inputs.device.runtime,))
+    if measures:
+        parts["machine"] = machine()
     return parts
 
 
