@@ -13,14 +13,6 @@ from kdc.driver import document
 from kdc.driver.overrides import parse_latency, parse_size
 from kdc.driver.recipe import load_recipe, lock_text, schema
 
-
-@pytest.fixture
-def folder(tmp_path: Path) -> Path:
-    (tmp_path / "my.py").write_text("raise RuntimeError('a recipe runs no code')\n")
-    (tmp_path / "w.safetensors").write_bytes(b"")
-    return tmp_path
-
-
 # what is read
 
 
