@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from pydantic import BaseModel, Field
 
 
@@ -38,3 +40,16 @@ class Verdict(BaseModel, frozen=True, extra="forbid"):
     limit: float
     value: float
     met: bool
+
+
+def within(cost: Cost, budget: Budget, teacher: Callable[[], Cost], headroom: float) -> bool:
+    """Whether a forecast stays under every limit it can be held against, with this share of each to spare."""
+    spare = 1 - headroom
+    limits = [
+        (cost.latency_ms, budget.latency_ms),
+        (cost.size_mb, budget.size_mb),
+        (cost.macs, budget.macs),
+    ]
+    if budget.min_speedup is not None:
+        limits.append((cost.latency_ms, teacher().latency_ms / budget.min_speedup))
+    return all(value <= limit * spare for value, limit in limits if limit is not None)

@@ -7,8 +7,9 @@ imports no torch, and its verbs import the machinery they call.
 from __future__ import annotations
 
 import hashlib
+import json
 from abc import abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from enum import StrEnum
 from pathlib import Path
@@ -18,6 +19,7 @@ from pydantic import BaseModel
 
 from kdc.core.budget import Budget, Cost
 from kdc.core.device import Device
+from kdc.core.errors import KdcError
 from kdc.core.observe import Emit
 
 if TYPE_CHECKING:
@@ -77,6 +79,9 @@ class Task(Protocol):
         """Raises DataError where the labels of a split do not fit a model whose outputs have this shape [batch, ...]."""
 
 
+FINDINGS = "findings.json"  # in a step's work folder
+
+
 def named_seed(*names: object) -> int:
     """A seed of 56 bits that belongs to these names alone."""
     return int.from_bytes(hashlib.sha256("/".join(map(str, names)).encode()).digest()[:7], "big")
@@ -102,8 +107,26 @@ class Context:
     emit: Emit
     teacher_cost: Callable[[], Cost]
     """What the teacher's own exported file costs on the target."""
-    forecast: Callable[[Artifact[Any]], Cost]
-    """What an artifact would cost on the target once the rest of the plan's structure is applied; weights do not matter."""
+    forecasts: Callable[[Sequence[Artifact[Any]]], list[Cost | KdcError]]
+    """What each artifact would cost on the target once the rest of the plan's structure is applied; weights do not matter.
+
+    One that cannot be lowered has the error in its place. Artifacts asked for together are timed in one process.
+    """
+
+    def forecast(self, artifact: Artifact[Any]) -> Cost:
+        """`forecasts` of one. Raises: what kept it from being lowered."""
+        (cost,) = self.forecasts([artifact])
+        if isinstance(cost, KdcError):
+            raise cost
+        return cost
+
+    def find(self, name: str, value: Any) -> None:
+        """Record something that was learned on the way (plain JSON values): the report shows it with the step."""
+        path = self.work / FINDINGS
+        found = json.loads(path.read_text()) if path.exists() else {}
+        partial = path.with_suffix(".part")
+        partial.write_text(json.dumps({**found, name: value}))
+        partial.replace(path)
 
     def generator(self, name: str) -> torch.Generator:
         """A generator of random numbers of this name's own: the same for the same seed, step and name."""
@@ -138,6 +161,10 @@ class Pass(BaseModel, Generic[D], frozen=True, extra="forbid"):
 
     def reads(self, budget: Budget) -> tuple[str, ...]:
         """Names of the budget's fields that this pass's result depends on."""
+        return ()
+
+    def code(self) -> tuple[str, ...]:
+        """The user's own callables that this pass runs ("path.py:name"): their source is part of the store's key."""
         return ()
 
     @abstractmethod

@@ -11,6 +11,7 @@ from torch import nn
 
 from kdc.core.artifact import Artifact
 from kdc.core.errors import LawError
+from kdc.core.spec import TensorSpec
 
 Array = np.ndarray[Any, Any]
 
@@ -19,10 +20,22 @@ INTEGER_TOLERANCE_POINTS = 0.5  # of the task's metric; rounding ties fall diffe
 
 
 def same_interface(step: str, before: Artifact[Any], after: Artifact[Any]) -> None:
-    """A step leaves the names, shapes and types of inputs and outputs as they were."""
-    if (before.inputs, before.outputs) != (after.inputs, after.outputs):
+    """A step leaves the names, shapes and types of inputs and outputs as they were.
+
+    It may fix a size that was free (an `If` decides for a batch of one) and give further outputs behind the others.
+    """
+    kept = after.outputs[: len(before.outputs)]
+    pairs = [*zip(before.inputs, after.inputs, strict=False), *zip(before.outputs, kept, strict=False)]
+    sizes = (len(before.inputs), len(before.outputs)) == (len(after.inputs), len(kept))
+    if not sizes or not all(_fits(was, now) for was, now in pairs):
         raise LawError(f"{step}: inputs and outputs were {before.inputs} -> {before.outputs}, "
                        f"now {after.inputs} -> {after.outputs}")  # fmt: skip
+
+
+def _fits(was: TensorSpec, now: TensorSpec) -> bool:
+    """Whether `now` is `was`, or `was` with free sizes fixed."""
+    same = (was.name, was.dtype, len(was.shape)) == (now.name, now.dtype, len(now.shape))
+    return same and all(a == b or isinstance(a, str) for a, b in zip(was.shape, now.shape, strict=True))
 
 
 def untouched(step: str, digest: str, artifact: Artifact[Any]) -> None:

@@ -114,9 +114,9 @@ class _Run:
         of = len(self.plan.compress)
         for number, planned in enumerate(self.plan.compress, start=1):
             rest = self.plan.compress[number:]
-            forecast = self.lowering.forecast(rest)
+            forecasts = self.lowering.forecasts(rest)
             try:
-                made = self.steps.run(planned.label, planned, made, (number, of), forecast, self.lowering.teacher_cost)
+                made = self.steps.run(planned.label, planned, made, (number, of), forecasts, self.lowering.teacher_cost)
                 students.append(self.lowering.student(made))
             except TimeUpError:
                 if not students:

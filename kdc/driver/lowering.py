@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
@@ -18,20 +19,24 @@ from kdc.core.artifact import Artifact, example
 from kdc.core.budget import Cost
 from kdc.core.contract import Context, Fact
 from kdc.core.data import Split
-from kdc.core.observe import Note, Progress
+from kdc.core.errors import KdcError
+from kdc.core.observe import Note, Progress, silent
 from kdc.core.spec import DeviceFile
 from kdc.core.store import Parts, key_of, sha256_of
 from kdc.distill.teacher import EVALUATION_BATCH, predict
 from kdc.driver.lint import lint
 from kdc.driver.plan import Plan, Planned, facts_of
 from kdc.driver.sources import digests, versions
-from kdc.driver.steps import ONNX, Made, Steps, measuring_parts
+from kdc.driver.steps import ONNX, Forecasts, Made, Steps, measuring_parts
 from kdc.numerics.cost import count
 from targets.measure import quick_latencies
 from targets.runtime import Engine, runtime_of
 
 Array = np.ndarray[Any, Any]
 OUTPUTS = "outputs.npy"
+TOGETHER = 8  # files timed in one process beside the teacher
+FORECAST_SECONDS = 1.0
+SCRATCH_SAMPLES = 64
 
 
 @dataclass(frozen=True)
@@ -58,6 +63,19 @@ class Candidate:
         return 100.0 * float(self.scores.mean())
 
 
+@dataclass(frozen=True)
+class _Priced:
+    """A built file and what it costs, but for its time."""
+
+    file: DeviceFile
+    parameters: int
+    macs: int
+    size_mb: float
+
+    def cost(self, latency_ms: float) -> Cost:
+        return Cost(latency_ms=latency_ms, size_mb=self.size_mb, macs=self.macs, parameters=self.parameters)
+
+
 class Lowering:
     """Lowers and judges the models of one plan."""
 
@@ -78,7 +96,7 @@ class Lowering:
         lowered, onnx = made, Path()
         of = len(self.plan.lowering)
         for number, (name, planned) in enumerate(self.plan.lowered(made.name), start=1):
-            lowered = self.steps.run(name, planned, lowered, (number, of), self.forecast(()), self.teacher_cost)
+            lowered = self.steps.run(name, planned, lowered, (number, of), self.forecasts(()), self.teacher_cost)
             if Fact.DEVICE not in planned.facts:
                 onnx = self.steps.folder_of(lowered) / ONNX
                 see(lowered.artifact.model)
@@ -133,32 +151,50 @@ class Lowering:
             "source": digests(type(self.runtime).__module__) | digests(type(self.inputs.task).__module__),
         }
 
-    def forecast(self, rest: tuple[Planned, ...]) -> Callable[[Artifact[Any]], Cost]:
-        """What an artifact would cost as it is, or with the structure of the rest of the plan: the faster of them.
+    def forecasts(self, rest: tuple[Planned, ...]) -> Forecasts:
+        """What artifacts would cost as they are, or with the structure of the rest of the plan: the faster of the two.
 
         The later passes decide on the untrained student: where its latency depends on values at all, it is through the
-        clipping of a few activations.
+        clipping of a few activations. A pass that measures is left out: it would forecast in its turn, and what it can
+        still gain is its own affair.
         """
+        structural = [planned for planned in rest if not planned.settings.measures(self.inputs.recipe.budget)]
 
-        def cost(artifact: Artifact[Any]) -> Cost:
-            forms = [self._cost(artifact)]
-            for planned in rest:
-                name = f"forecast.{planned.label}"
-                context = self._scratch(name)
-                if planned.settings.measures(context.budget):
-                    break  # it would forecast in its turn; what it can still gain is its own affair
+        def costs(artifacts: Sequence[Artifact[Any]]) -> list[Cost | KdcError]:
+            with TemporaryDirectory(prefix="kdc-forecast-") as folder:
+                forms = [
+                    self._forms(artifact, structural, Path(folder) / str(i)) for i, artifact in enumerate(artifacts)
+                ]
+                files = [priced.file for own in forms if isinstance(own, list) for priced in own]
+                times_ms = dict(zip(files, self._beside_teacher(files), strict=True))
+                found: list[Cost | KdcError] = []
+                for own in forms:
+                    if isinstance(own, KdcError):
+                        found.append(own)
+                        continue
+                    best = min((priced.cost(times_ms[priced.file]) for priced in own), key=lambda cost: cost.latency_ms)
+                    self.steps.emit(Note(f"a student of {best.macs / 1e6:.2f} MMACs takes {best.latency_ms:.4f} ms"))
+                    found.append(best)
+            return found
+
+        return costs
+
+    def _forms(self, artifact: Artifact[Any], rest: Sequence[Planned], folder: Path) -> list[_Priced] | KdcError:
+        """The artifact's file and that with the structure of the later passes; what kept it from being lowered."""
+        try:
+            forms = [self._form(artifact, folder / "0")]
+            for number, planned in enumerate(rest, start=1):
+                context = self._scratch(f"forecast.{planned.label}")
                 artifact = planned.settings.apply(artifact, planned.settings.decide(artifact, context))
-                forms.append(self._cost(artifact))
-            best = min(forms, key=lambda form: form.latency_ms)
-            self.steps.emit(Note(f"a student of {best.macs / 1e6:.2f} MMACs takes {best.latency_ms:.4f} ms"))
-            return best
-
-        return cost
+                forms.append(self._form(artifact, folder / str(number)))
+        except KdcError as error:
+            return error
+        return forms
 
     def teacher_cost(self) -> Cost:
         """What the teacher's own exported file costs on the target."""
-        cost = self._priced(onnx_ir.load(self.teacher.onnx), self.teacher.file)
-        return cost(self._latency_ms("teacher+cost", self.teacher.file, self.samples()))
+        priced = self._priced(onnx_ir.load(self.teacher.onnx), self.teacher.file)
+        return priced.cost(self._latency_ms("teacher+cost", self.teacher.file, self.samples()))
 
     def lowered(self, artifact: Artifact[Any], see: Callable[[onnx_ir.Model], None]) -> DeviceFile:
         """An artifact lowered outside the store; `see` is shown each ONNX model on the way. The caller deletes the file."""
@@ -188,30 +224,45 @@ class Lowering:
             entry = self.steps.store.write(name, parts, {"latency_ms": latency_ms}, {})
         return float(entry.record["latency_ms"])
 
-    def _cost(self, artifact: Artifact[Any]) -> Cost:
-        """The cost of an artifact, its latency as a share of the teacher's in the same process.
+    def _form(self, artifact: Artifact[Any], folder: Path) -> _Priced:
+        """An artifact's file in a folder of its own, with its price but for the time."""
+        seen: list[onnx_ir.Model] = []
+        built = self.lowered(artifact, seen.append)
+        folder.mkdir(parents=True)
+        for path in self.runtime.files(built):
+            path.rename(folder / path.name)
+        return self._priced(seen[-1], DeviceFile(folder / built.path.name, built.runtime))
+
+    def _beside_teacher(self, files: Sequence[DeviceFile]) -> list[float]:
+        """Milliseconds of each file, as its share of the teacher's time in the same process times the teacher's cost.
 
         Forecasts are made minutes apart on a machine whose speed drifts; their ratios to the teacher's stay comparable.
         """
-        seen: list[onnx_ir.Model] = []
-        file = self.lowered(artifact, seen.append)
-        cost = self._priced(seen[-1], file)
-        own_ms, beside_ms = quick_latencies([file, self.teacher.file], self.inputs.device, self.samples())
-        file.path.unlink()
-        return cost(own_ms / beside_ms * self.teacher_cost().latency_ms)
+        found: list[float] = []
+        for start in range(0, len(files), TOGETHER):
+            some = files[start : start + TOGETHER]
+            seconds = FORECAST_SECONDS / len(some) ** 0.5
+            *own_ms, beside_ms = quick_latencies(
+                [*some, self.teacher.file], self.inputs.device, self.samples(), seconds
+            )
+            found += [ms / beside_ms * self.teacher_cost().latency_ms for ms in own_ms]
+        return found
 
-    def _priced(self, model: onnx_ir.Model, file: DeviceFile) -> Callable[[float], Cost]:
-        """The cost of a model and its file, once its latency in milliseconds is known."""
+    def _priced(self, model: onnx_ir.Model, file: DeviceFile) -> _Priced:
+        """The price of a model and its file, but for the time."""
         parameters, macs = count(model)
         size_mb = sum(path.stat().st_size for path in self.runtime.files(file)) / 1e6
-        return lambda ms: Cost(latency_ms=ms, size_mb=size_mb, macs=macs, parameters=parameters)
+        return _Priced(file, parameters, macs, size_mb)
 
     def samples(self, count: int = 32) -> list[Array]:
         """Real inputs, [count, ...] each, for timing."""
         return [tensor[:count].numpy() for tensor in self.inputs.data.calibration.inputs]
 
     def _scratch(self, name: str) -> Context:
-        return self.steps.context(name, key_of({"scratch": name}), self.forecast(()), self.teacher_cost)
+        """A context for deciding on what will be thrown away: a few calibration samples tell its structure's cost."""
+        context = self.steps.context(name, key_of({"scratch": name}), self.forecasts(()), self.teacher_cost)
+        few = context.data.calibration[:SCRATCH_SAMPLES]
+        return replace(context, emit=silent, data=replace(context.data, calibration=few))
 
 
 class _Flatten(nn.Module):

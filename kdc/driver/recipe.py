@@ -7,7 +7,7 @@ each with the line that it stands on.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -192,12 +192,9 @@ def _resolve_paths(plain: dict[str, Any], folder: Callable[[Sequence[Key]], Path
         plain["target"] = str(profile := (folder(("target",)) / Path(target).expanduser()).resolve())
         if not profile.is_file():
             mistakes.append(Mistake(("target",), f"there is no file {profile}", "a target's profile", "mend the path"))
-    for section, key in _PATHS:
-        spec = plain.get(section)
-        text = spec.get(key) if isinstance(spec, dict) else None
-        if not isinstance(text, str | Path) or not isinstance(spec, dict):
-            continue  # the wrong type is told by the model
-        at = (section, key)
+    for at, spec in _named_files(plain):
+        section, key = ".".join(map(str, at[:-1])), str(at[-1])
+        text = spec[key]
         if key == "weights":
             spec[key] = file = (folder(at) / Path(text).expanduser()).resolve()
             if file.suffix not in WEIGHT_SUFFIXES:
@@ -220,6 +217,26 @@ def _resolve_paths(plain: dict[str, Any], folder: Callable[[Sequence[Key]], Path
             if not file.is_file():
                 mistakes.append(Mistake(at, f"there is no file {file}", "a Python file", "mend the path"))
     return mistakes
+
+
+def _named_files(plain: Mapping[str, Any]) -> Iterator[tuple[tuple[Key, ...], dict[str, Any]]]:
+    """Where the recipe names a file, and the mapping that holds it; the wrong type is told by the model.
+
+    In a pass's settings it is every text under the key `build`.
+    """
+    for section, key in _PATHS:
+        spec = plain.get(section)
+        if isinstance(spec, dict) and isinstance(spec.get(key), str | Path):
+            yield (section, key), spec
+    waiting: list[tuple[tuple[Key, ...], Any]] = [(("passes",), plain.get("passes"))]
+    while waiting:
+        at, value = waiting.pop()
+        if isinstance(value, list):
+            waiting += [((*at, index), member) for index, member in enumerate(value)]
+        elif isinstance(value, dict):
+            waiting += [((*at, key), member) for key, member in value.items()]
+            if isinstance(value.get("build"), str):
+                yield (*at, "build"), value
 
 
 def _passes(entries: Any, known: KnownPasses) -> tuple[tuple[AnyPass, ...] | None, list[Mistake]]:

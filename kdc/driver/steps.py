@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import platform
+import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,12 +20,13 @@ from torch import nn
 from kdc.core import verify
 from kdc.core.artifact import Artifact, Step
 from kdc.core.budget import Budget, Cost
-from kdc.core.contract import Context, Fact
+from kdc.core.contract import FINDINGS, Context, Fact
 from kdc.core.device import Device
-from kdc.core.errors import KdcError
+from kdc.core.errors import KdcError, ModelError
 from kdc.core.observe import Emit, StepFinished, StepStarted
 from kdc.core.spec import DeviceFile
 from kdc.core.store import KEY_DIGITS, Entry, Parts, Store, key_of
+from kdc.core.usercode import load_callable, source_fingerprint
 from kdc.core.weights import save_weights
 from kdc.driver.inputs import Inputs
 from kdc.driver.plan import AnyPass, Planned
@@ -31,7 +34,7 @@ from kdc.driver.sources import digests, versions
 from targets.runtime import runtime_of
 
 WEIGHTS, ONNX, DECISION = "weights.safetensors", "model.onnx", "decision.json"
-Forecast = Callable[[Artifact[Any]], Cost]
+Forecasts = Callable[[Sequence[Artifact[Any]]], list[Cost | KdcError]]
 
 
 @dataclass(frozen=True)
@@ -56,7 +59,7 @@ class Steps:
         planned: Planned,
         previous: Made,
         place: tuple[int, int],
-        forecast: Forecast,
+        forecasts: Forecasts,
         teacher_cost: Callable[[], Cost],
     ) -> Made:
         """The step's artifact, from the store or made now. `place` is its number and of how many."""
@@ -66,7 +69,7 @@ class Steps:
         self.emit(StepStarted(name, *place, stored=entry is not None))
         if entry is None:
             began = time.monotonic()
-            context = self.context(name, key, forecast, teacher_cost)
+            context = self.context(name, key, forecasts, teacher_cost)
             try:
                 artifact, step = self._make(name, planned.settings, previous.artifact, context)
             except KdcError as error:
@@ -75,9 +78,15 @@ class Steps:
             step = step.model_copy(update={"seconds": round(time.monotonic() - began, 3)})
             files = {
                 DECISION: lambda path: path.write_text(json.dumps(step.decision, indent=1)),
-                **_files(artifact.model),
+                **self._files(artifact.model),
             }
-            entry = self.store.write(name, parts, {"step": step.model_dump(mode="json")}, files)
+            found = context.work / FINDINGS
+            record = {
+                "step": step.model_dump(mode="json"),
+                "findings": json.loads(found.read_text()) if found.exists() else {},
+                "model": next(name for name in files if name != DECISION),
+            }
+            entry = self.store.write(name, parts, record, files)
             self.emit(StepFinished(name, step.seconds))
             artifact = artifact.with_step(step)
             if isinstance(artifact.model, DeviceFile):
@@ -86,13 +95,26 @@ class Steps:
             artifact = _load(entry, planned, previous.artifact, self.inputs.device.runtime)
         return Made(name, artifact, key)
 
-    def folder_of(self, made: Made) -> Path:
-        """The stored step's folder."""
+    def entry_of(self, made: Made) -> Entry:
+        """The stored step."""
         entry = self.store.find(made.name, made.key)
         assert entry is not None
-        return entry.folder
+        return entry
 
-    def context(self, name: str, key: str, forecast: Forecast, teacher_cost: Callable[[], Cost]) -> Context:
+    def folder_of(self, made: Made) -> Path:
+        """The stored step's folder."""
+        return self.entry_of(made).folder
+
+    def _files(self, model: Any) -> dict[str, Callable[[Path], object]]:
+        """What writes each file of a model; the one that the others belong to comes first."""
+        if isinstance(model, nn.Module):
+            return {WEIGHTS: lambda path: save_weights(model.state_dict(), path)}
+        if isinstance(model, onnx_ir.Model):
+            return {ONNX: lambda path: onnx_ir.save(model, path)}
+        files = runtime_of(self.inputs.device).files(model)
+        return {file.name: partial(shutil.copyfile, file) for file in files}
+
+    def context(self, name: str, key: str, forecasts: Forecasts, teacher_cost: Callable[[], Cost]) -> Context:
         """What a pass of this step may use."""
         inputs = self.inputs
         return Context(
@@ -107,7 +129,7 @@ class Steps:
             cache=self.store.root / "cache" / key_of(cache_parts(inputs))[:KEY_DIGITS],
             emit=self.emit,
             teacher_cost=teacher_cost,
-            forecast=forecast,
+            forecasts=forecasts,
         )
 
     def _make(
@@ -180,11 +202,17 @@ def step_parts(settings: AnyPass, previous_key: str, inputs: Inputs) -> Parts:
         "threads": torch.get_num_threads(),
     }
     measures = settings.measures(budget)
+    if settings.code():
+        parts["code"] = {spec: _fingerprint(spec) for spec in settings.code()}
     if measures or Fact.DEVICE in settings.contract(inputs.device).provides:
         parts["runtime"] = versions((inputs.device.runtime,))
     if measures:
         parts["machine"] = machine()
     return parts
+
+
+def _fingerprint(spec: str) -> str:
+    return source_fingerprint(load_callable(spec, Path.cwd(), "passes", ModelError))
 
 
 def measuring_parts(device: Device) -> Parts:
@@ -216,16 +244,7 @@ def _load(entry: Entry, planned: Planned, previous: Artifact[Any], runtime: str)
         artifact.model.load_state_dict(load_file(entry.file(WEIGHTS)))
         artifact.model.eval()
     elif Fact.DEVICE in planned.facts:
-        name = next(name for name in entry.record["files"] if name != DECISION)
-        artifact = previous.with_model(DeviceFile(entry.file(name), runtime))
+        artifact = previous.with_model(DeviceFile(entry.file(entry.record["model"]), runtime))
     else:
         artifact = previous.with_model(onnx_ir.load(entry.file(ONNX)))
     return artifact.with_step(step)
-
-
-def _files(model: Any) -> dict[str, Callable[[Path], object]]:
-    if isinstance(model, nn.Module):
-        return {WEIGHTS: lambda path: save_weights(model.state_dict(), path)}
-    if isinstance(model, onnx_ir.Model):
-        return {ONNX: lambda path: onnx_ir.save(model, path)}
-    return {model.path.name: lambda path: path.write_bytes(model.path.read_bytes())}

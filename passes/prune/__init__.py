@@ -6,7 +6,7 @@ from typing import Any, ClassVar, Literal
 
 from pydantic import Field
 
-from kdc.core.budget import Budget
+from kdc.core.budget import Budget, within
 from kdc.core.contract import Context, Contract, Decision, Fact, Pass
 from kdc.core.device import Device
 from kdc.core.observe import Kept as KeptEvent
@@ -83,7 +83,7 @@ class Prune(Pass[Kept]):
         from passes.prune.channels import ChannelGraph
         from passes.prune.decision import frozen_summary, kept_channels
         from passes.prune.importance import magnitude, normalised, taylor
-        from passes.prune.level import choose_level, within
+        from passes.prune.level import choose_level
         from passes.prune.probe import probe
         from passes.prune.selection import Limits, Selector
         from passes.prune.surgery import remove

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from kdc.core.budget import Budget, Cost
-
 LEVELS = (1.0, *(0.8 * (0.01 / 0.8) ** (step / 14) for step in range(15)))
 """Shares of the MACs that are kept: all, and 15 from 0.8 to 0.01 on a logarithmic scale. A fixed grid, so that the
 noise of a measurement rarely changes the decision."""
@@ -24,16 +22,3 @@ def choose_level(meets: Callable[[float], bool]) -> tuple[float, bool]:
         else:
             low = middle + 1
     return (LEVELS[low], True) if low < len(LEVELS) else (LEVELS[-1], False)
-
-
-def within(cost: Cost, budget: Budget, teacher: Callable[[], Cost], headroom: float) -> bool:
-    """Whether a forecast stays under every limit it can be held against, with this share of each to spare."""
-    spare = 1 - headroom
-    limits = [
-        (cost.latency_ms, budget.latency_ms),
-        (cost.size_mb, budget.size_mb),
-        (cost.macs, budget.macs),
-    ]
-    if budget.min_speedup is not None:
-        limits.append((cost.latency_ms, teacher().latency_ms / budget.min_speedup))
-    return all(value <= limit * spare for value, limit in limits if limit is not None)

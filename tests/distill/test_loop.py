@@ -57,7 +57,7 @@ def context(tmp_path: Path) -> Context:
     return Context(
         step="test", device=load_device("cpu-ort"), task=Classification(), data=data, teacher=teacher, budget=Budget(),
         seed=0, work=tmp_path / "work", cache=tmp_path / "cache", emit=silent,
-        teacher_cost=lambda: None, forecast=lambda artifact: None,
+        teacher_cost=lambda: None, forecasts=lambda artifacts: [],
     )  # fmt: skip
 
 

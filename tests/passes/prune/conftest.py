@@ -91,7 +91,7 @@ def context_of(tmp_path):
             cache=tmp_path,
             emit=events.append,
             teacher_cost=lambda: teacher_cost or Cost(latency_ms=1.0, size_mb=1.0, macs=1e6, parameters=1),
-            forecast=forecast or forbidden,
+            forecasts=(lambda artifacts: [forecast(a) for a in artifacts]) if forecast else forbidden,
         )
 
     return make
