@@ -11,9 +11,13 @@ from passes.distill import Distill
 from passes.export import Export
 from passes.prune import Prune
 from passes.quantize import Quantize
+from passes.route import Route
+from passes.search import Search
 from passes.simplify import Simplify
 
-PASSES: dict[str, type[Pass[Any]]] = {p.kind: p for p in (Prune, Distill, Quantize, Export, Simplify, Build)}
+PASSES: dict[str, type[Pass[Any]]] = {
+    p.kind: p for p in (Search, Prune, Distill, Quantize, Route, Export, Simplify, Build)
+}
 LOWERING: tuple[type[Pass[Any]], ...] = (Export, Simplify, Build)
 
 

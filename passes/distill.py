@@ -25,8 +25,8 @@ class Distill(Pass[Unchanged]):
     training: Training = Training()
 
     def contract(self, device: Device) -> Contract:
-        """A torch model in, the same structure out, trained."""
-        return Contract(requires=frozenset({Fact.TORCH}), provides=frozenset({Fact.FITTED}))
+        """A torch model that answers in one way in (exits have training of their own), the same structure out, trained."""
+        return Contract(requires=frozenset({Fact.TORCH, Fact.STATIC}), provides=frozenset({Fact.FITTED}))
 
     def decide(self, artifact: Artifact[Any], context: Context) -> Unchanged:
         """Nothing to decide."""

@@ -1,4 +1,4 @@
-"""ONNX Runtime on the CPU: what it loads is the ONNX file itself."""
+"""ONNX Runtime on the CPU: what it loads is the ONNX file itself, or those of a cascade's stages."""
 
 from __future__ import annotations
 
@@ -12,7 +12,8 @@ from typing import Any
 from kdc.core.device import Device
 from kdc.core.errors import TargetError
 from kdc.core.spec import DeviceFile
-from targets.runtime import Array, Port
+from targets.cascade import is_cascade, load_cascade, stage_files
+from targets.runtime import Array, Engine, Port
 
 NAME = "onnxruntime"
 _DTYPES = {"float": "float32", "double": "float64"}  # the others are numpy's names too
@@ -75,11 +76,19 @@ class OnnxRuntime:
         return DeviceFile(folder / onnx_path.name, NAME)
 
     def files(self, file: DeviceFile) -> tuple[Path, ...]:
-        """The ONNX file, and the files that its external weights lie in."""
+        """The ONNX file, and the files that its external weights lie in; of a cascade the plan, then every stage's."""
+        if is_cascade(file.path):
+            plan, *stages = stage_files(file.path)
+            return (plan, *(path for stage in stages for path in _files(stage)))
         return _files(file.path)
 
-    def load(self, file: DeviceFile, device: Device) -> OrtEngine:
-        """Load an ONNX file on the CPU with all optimizations, in the device's number of threads."""
+    def load(self, file: DeviceFile, device: Device) -> Engine:
+        """Load an ONNX file, or all of a cascade, on the CPU with all optimizations, in the device's number of threads."""
+        if is_cascade(file.path):
+            return load_cascade(file.path, lambda stage: self._session(stage, device), NAME)
+        return self._session(file, device)
+
+    def _session(self, file: DeviceFile, device: Device) -> OrtEngine:
         import onnxruntime
 
         _must_exist(file.path)

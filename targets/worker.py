@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from statistics import median
+from typing import Literal
 
 import numpy as np
 from pydantic import BaseModel
@@ -21,7 +22,7 @@ from pydantic import BaseModel
 from kdc.core.device import Device
 from kdc.core.errors import TargetError
 from kdc.core.spec import DeviceFile
-from kdc.numerics.stats import is_steady
+from kdc.numerics.stats import REPEATS, is_steady
 from targets.machine import peak_bytes, pin, reset_peak, resident_bytes
 from targets.runtime import Array, feeds, runtime_of
 
@@ -32,12 +33,22 @@ BLOCK_NS = 20_000_000  # the rest of the block, timed
 DISCARDED_RUNS = (1, 20)
 BLOCK_RUNS = (3, 40)
 ROUNDS_MIN = 3
+# Of a file whose work depends on its input: longer, for a block must hold a fair mix of inputs, each `REPEATS` times.
+MIXED_BLOCK_NS = 200_000_000
+MIXED_INPUTS = (3, 40)
+BATCHES = 256  # that are run in turn
+MIXED_BYTES = 256_000_000  # of all files' batches together, where the work depends on them
+CHUNK = 50  # consecutive inputs of one file, where every input is timed
 
 Batches = list[list[Array]]
 
 
 class Job(BaseModel, frozen=True):
-    """What one process does. `inputs` is an .npz with arrays "0", "1", ...: samples [n, ...] in call order."""
+    """What one process does. `inputs` is an .npz with arrays "0", "1", ...: samples [n, ...] in call order.
+
+    mode: "time" times blocks of batches, "memory" finds the peak of one file, "inputs" times every input at batch 1,
+    `repeats` times. skips: for each file whether its work depends on its input; empty where none's does.
+    """
 
     device: Device
     files: tuple[DeviceFile, ...]
@@ -46,11 +57,16 @@ class Job(BaseModel, frozen=True):
     cores: tuple[int, ...] | None
     slice_seconds: float = 0.0
     rounds_max: int = 20
-    memory: bool = False
+    mode: Literal["time", "memory", "inputs"] = "time"
+    skips: tuple[bool, ...] = ()
+    repeats: int = REPEATS
 
 
 class FileTiming(BaseModel, frozen=True):
-    """One file in one process: blocks_ns is [rounds][runs]."""
+    """One file in one process: blocks_ns is [rounds][runs].
+
+    Where its work depends on its input, a block runs all its inputs, then all again: `REPEATS` times over.
+    """
 
     load_ns: int
     first_ns: int
@@ -60,9 +76,13 @@ class FileTiming(BaseModel, frozen=True):
 
 
 class Done(BaseModel, frozen=True):
-    """What one process found: `timings` in the job's order of files, or `peak_bytes` of its one file, or an error."""
+    """What one process found, by the job's mode, or an error.
+
+    `timings` in the job's order of files, `peak_bytes` of its one file, or `inputs_ns` [file][input].
+    """
 
     timings: tuple[FileTiming, ...] = ()
+    inputs_ns: tuple[tuple[int, ...], ...] = ()
     peak_bytes: int = 0
     pinned: bool = False
     error: str | None = None
@@ -71,35 +91,38 @@ class Done(BaseModel, frozen=True):
 class _Subject:
     """A loaded file with its batches and how many runs make a block."""
 
-    def __init__(self, job: Job, file: DeviceFile, samples: list[Array] | None) -> None:
+    def __init__(self, job: Job, file: DeviceFile, samples: list[Array] | None, limit: int = BATCHES) -> None:
         runtime = runtime_of(job.device)
         start = time.perf_counter_ns()
         engine = runtime.load(file, job.device)
         self.load_ns = time.perf_counter_ns() - start
         self.run: Callable[[Sequence[Array]], object] = engine.run
-        self.batches: Batches = feeds(engine, samples, job.device.batch, np.random.default_rng(job.seed))
+        self.batches: Batches = feeds(engine, samples, job.device.batch, np.random.default_rng(job.seed), limit)
         self.first_ns = self.block(0, 0, 1)[0]
         self.warm_up_runs = 0
         self.steady = False
-        self.discarded = self.timed = 1
+        self.discarded = self.timed = self.repeats = 1
         self.blocks_ns: list[tuple[int, ...]] = []
 
-    def block(self, position: int, discarded: int, timed: int) -> tuple[int, ...]:
-        """Nanoseconds of `timed` runs back to back, after `discarded` that are not timed."""
+    def block(self, position: int, discarded: int, timed: int, repeats: int = 1) -> tuple[int, ...]:
+        """Nanoseconds of `timed` runs back to back, after `discarded` that are not timed; `repeats` times over."""
         run, batches, clock = self.run, self.batches, time.perf_counter_ns
         of = len(batches)
         for k in range(discarded):
             run(batches[(position + k) % of])
-        spent = [0] * timed
-        for k in range(timed):
-            batch = batches[(position + k) % of]
+        spent = [0] * (repeats * timed)
+        for k in range(repeats * timed):
+            batch = batches[(position + k % timed) % of]
             start = clock()
             run(batch)
             spent[k] = clock() - start
         return tuple(spent)
 
-    def warm_up(self) -> None:
-        """Run until the time has stopped falling, or `WARM_UP_NS` is over; then fix the block's length."""
+    def warm_up(self, *, mixed: bool = False) -> None:
+        """Run until the time has stopped falling, or `WARM_UP_NS` is over; then fix the block's length.
+
+        mixed: the work depends on the input.
+        """
         windows: list[float] = []
         runs = _clipped(WINDOW_NS, self.first_ns, (1, 10))
         start = time.perf_counter_ns()
@@ -110,6 +133,9 @@ class _Subject:
         typical = median(windows[-3:])
         self.discarded = _clipped(DISCARDED_NS, typical, DISCARDED_RUNS)
         self.timed = _clipped(BLOCK_NS, typical, BLOCK_RUNS)
+        if mixed:
+            self.repeats = REPEATS
+            self.timed = _clipped(MIXED_BLOCK_NS / REPEATS, typical, MIXED_INPUTS)
 
     def timing(self) -> FileTiming:
         """All that was found."""
@@ -128,26 +154,75 @@ def _clipped(budget_ns: float, run_ns: float, runs: tuple[int, int]) -> int:
 
 def _time(job: Job, samples: list[Array] | None) -> Done:
     generator = np.random.default_rng(job.seed)
-    runtime_of(job.device).prepare()
-    loaded: dict[int, _Subject] = {}
-    # A session's place in memory decides a percent or two of its time: which one comes first is left to chance.
-    for index in generator.permutation(len(job.files)):
-        loaded[int(index)] = _Subject(job, job.files[index], samples)
-    subjects = [loaded[index] for index in range(len(job.files))]
-    gc.collect()
-    gc.freeze()
-    gc.disable()
-    for subject in subjects:
-        subject.warm_up()
+    skips = job.skips or (False,) * len(job.files)
+    subjects = _loaded(job, samples, generator, _limit(job, samples) if any(skips) else BATCHES)
+    for subject, mixed in zip(subjects, skips, strict=True):
+        subject.warm_up(mixed=mixed)
+    mixed_subjects = [subject for subject, mixed in zip(subjects, skips, strict=True) if mixed]
+    step = min((subject.timed for subject in mixed_subjects), default=0)
+    for subject in mixed_subjects:
+        subject.timed = step  # two such files are compared on the same inputs
+    first = int(generator.integers(2**16)) if mixed_subjects else 0
     start = time.monotonic()
     for done in range(job.rounds_max):
         if done >= ROUNDS_MIN and time.monotonic() - start >= job.slice_seconds:
             break
-        position = int(generator.integers(2**16))  # the same samples for every file of a round
+        # The same samples for every file of a round. Where the work depends on them a round goes on where the last one
+        # ended: inputs drawn twice while others wait would make a process's mean vary more than it must.
+        position = first + done * step if mixed_subjects else int(generator.integers(2**16))
         for index in generator.permutation(len(subjects)):
             subject = subjects[index]
-            subject.blocks_ns.append(subject.block(position, subject.discarded, subject.timed))
+            subject.blocks_ns.append(subject.block(position, subject.discarded, subject.timed, subject.repeats))
     return Done(timings=tuple(subject.timing() for subject in subjects))
+
+
+def _loaded(job: Job, samples: list[Array] | None, generator: np.random.Generator, limit: int) -> list[_Subject]:
+    """All files, in the job's order; nothing is collected from here on."""
+    runtime_of(job.device).prepare()
+    loaded: dict[int, _Subject] = {}
+    # A session's place in memory decides a percent or two of its time: which one comes first is left to chance.
+    for index in generator.permutation(len(job.files)):
+        loaded[int(index)] = _Subject(job, job.files[index], samples, limit)
+    gc.collect()
+    gc.freeze()
+    gc.disable()
+    return [loaded[index] for index in range(len(job.files))]
+
+
+def _limit(job: Job, samples: list[Array] | None) -> int:
+    """As many batches as `MIXED_BYTES` hold for all files, but never fewer than other files get."""
+    if samples is None:
+        return BATCHES
+    batch_bytes = sum(array.nbytes // max(1, len(array)) for array in samples) * job.device.batch
+    return max(BATCHES, MIXED_BYTES // max(1, batch_bytes * len(job.files)))
+
+
+def _inputs(job: Job, samples: list[Array] | None) -> Done:
+    """The time of every input alone, for every file."""
+    generator = np.random.default_rng(job.seed)
+    count = 0 if samples is None else len(samples[0])
+    alone = job.model_copy(update={"device": job.device.model_copy(update={"batch": 1})})
+    subjects = _loaded(alone, samples, generator, count)
+    for file, subject in zip(job.files, subjects, strict=True):
+        if len(subject.batches) != count:
+            raise TargetError(
+                f"{file.path}: takes more than one input at a time, and each is to be timed alone",
+                do="export it with a free batch, or a batch of 1",
+            )
+        subject.warm_up()
+    spent = np.zeros((len(subjects), count), np.int64)
+    for start in generator.permutation(range(0, count, CHUNK)):
+        size = min(CHUNK, count - int(start))
+        for index in generator.permutation(len(subjects)):
+            subject = subjects[index]
+            subject.block(int(start) + size, 0, subject.discarded)  # the inputs behind these, for the caches only
+            # Not an input's repeats in a row: the second would find the work that this input takes in the caches, which
+            # an input that comes after others does not.
+            runs = np.reshape(subject.block(int(start), 0, size, job.repeats), (job.repeats, size))
+            # Not the least: it is no time that a run takes on average, and the longer the work, the rarer a run of it
+            # that nothing disturbs. One preempted run of three leaves the median where it was.
+            spent[index, start : start + size] = np.median(runs, axis=0)
+    return Done(inputs_ns=tuple(tuple(row) for row in spent.tolist()))
 
 
 def _memory(job: Job, samples: list[Array] | None) -> Done:
@@ -171,12 +246,15 @@ def _samples(path: Path | None) -> list[Array] | None:
         return [stored[str(index)] for index in range(len(stored.files))]
 
 
+_MODES = {"time": _time, "memory": _memory, "inputs": _inputs}
+
+
 def main(job_path: str, result_path: str) -> None:
     """Do the job of one file, and write what was found into another."""
     job = Job.model_validate_json(Path(job_path).read_text())
     pinned = pin(job.cores)
     try:
-        done = (_memory if job.memory else _time)(job, _samples(job.inputs))
+        done = _MODES[job.mode](job, _samples(job.inputs))
     except TargetError as error:
         done = Done(error=str(error))
     Path(result_path).write_text(done.model_copy(update={"pinned": pinned}).model_dump_json())

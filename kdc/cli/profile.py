@@ -101,15 +101,19 @@ def _table(comparison: Comparison, target: str) -> None:
         table.add_column(one.path.name, justify="right", overflow="fold", max_width=28)
     for name, *cells in zip(_NAMES, *(_cells(one) for one in columns), strict=True):
         table.add_row(str(name), *map(str, cells))
+        if name == _INTERVAL and any(one.latency.mean_ms is not None for one in columns):
+            for mean, *means in zip(("mean over inputs, ms", _INTERVAL), *map(_means, columns), strict=True):
+                table.add_row(str(mean), *map(str, means))
     console.print(table)
     console.print(_verdict(comparison))
     for note in comparison.notes:
         console.print(f"note: {note}")
 
 
+_INTERVAL = "  95% interval"
 _NAMES = (
     "median, ms",
-    "  95% interval",
+    _INTERVAL,
     "p90, ms",
     "p99, ms",
     "load, ms",
@@ -139,12 +143,23 @@ def _cells(one: Profile) -> tuple[str, ...]:
     )
 
 
+def _means(one: Profile) -> tuple[str, str]:
+    """The mean and its interval, where the file's work depends on its input."""
+    latency = one.latency
+    if latency.mean_ms is None:
+        return "as the median", ""
+    return f"{latency.mean_ms:.4g}", f"{latency.mean_low_ms:.4g} – {latency.mean_high_ms:.4g}"
+
+
 def _verdict(comparison: Comparison) -> str:
     """The result in one sentence, and how far it can be trusted."""
     stopped = "" if comparison.reached == "precision" else "; time was over before 1% precision: --seconds gives more"
     ratio, baseline = comparison.ratio, comparison.baseline
     if ratio is None or baseline is None:
-        return f"{comparison.candidate.path.name}: {comparison.candidate.latency.median_ms:.4g} ms{stopped}"
+        latency = comparison.candidate.latency
+        if latency.mean_ms is not None:
+            return f"{comparison.candidate.path.name}: {latency.mean_ms:.4g} ms, the mean over its inputs{stopped}"
+        return f"{comparison.candidate.path.name}: {latency.median_ms:.4g} ms{stopped}"
     candidate, other = comparison.candidate.path.name, baseline.path.name
     if ratio.verdict == "no detectable difference":
         found = f"no detectable difference between {candidate} and {other}"

@@ -8,7 +8,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from kdc.driver.report import ModelRow, Report
+from kdc.driver.report import Estimate, ModelRow, Report, Routing, StepRow
 
 _SIZES: dict[str, Callable[[ModelRow], float]] = {
     "size, kB": lambda row: row.size_mb * 1e3,
@@ -36,17 +36,21 @@ def show(report: Report, out: Path) -> None:
     table.add_row(
         "drop, points", "", f"{report.drop.points:.2f}", f"{report.drop.low:.2f} – {report.drop.high:.2f}{p_value}"
     )
+    of = student.latency
+    value, low, high = of.median_ms, of.low_ms, of.high_ms
+    if of.mean_ms is not None and of.mean_low_ms is not None and of.mean_high_ms is not None:
+        value, low, high = of.mean_ms, of.mean_low_ms, of.mean_high_ms  # it takes another time for each input
     table.add_row(
-        "latency, ms",
+        "latency, ms" if of.mean_ms is None else "mean latency, ms",
         f"{teacher.latency.median_ms:.4f}",
-        f"{student.latency.median_ms:.4f}",
-        f"{student.latency.low_ms:.4f} – {student.latency.high_ms:.4f}",
+        f"{value:.4f}",
+        f"{low:.4f} – {high:.4f}",
     )
     table.add_row(
         "speed-up", "", f"{report.speedup.ratio:.2f}x", f"{report.speedup.low:.2f}x – {report.speedup.high:.2f}x"
     )
-    for name, of in _SIZES.items():
-        before, after = of(teacher), of(student)
+    for name, size in _SIZES.items():
+        before, after = size(teacher), size(student)
         table.add_row(name, _number(before), _number(after), f"{before / after:.1f}x less" if after else "")
     console.print(table)
     console.print(f"verdict: {report.speedup.verdict}")
@@ -66,6 +70,12 @@ def show(report: Report, out: Path) -> None:
             "ships" if step.selected else "",
         )
     console.print(steps)
+    for step in report.steps:
+        _show_candidates(console, step)
+        if step.routing is not None:
+            _show_routing(console, step.name, metric.name, step.routing)
+    if report.routing is not None:
+        _show_routing(console, "what ships", metric.name, report.routing)
     if report.budget:
         console.print("\nbudget")
         for verdict in report.budget:
@@ -74,7 +84,55 @@ def show(report: Report, out: Path) -> None:
             console.print(f"  {verdict.name}: {verdict.value:.4g} {sign} {verdict.limit:.4g}  {mark}")
     for note in report.notes:
         console.print(f"note: {note}")
-    console.print(f"\n{out}/student.onnx, {out}/report.json; {report.seconds:.0f} s in all")
+    console.print(f"\n{out}/{report.ships}, {out}/report.json; {report.seconds:.0f} s in all")
+
+
+def _show_candidates(console: Console, step: StepRow) -> None:
+    """The front of a search: candidates that no other beats in cost and points."""
+    rows = [row for row in step.findings.get("candidates", []) if row["front"]]
+    if not rows:
+        return
+    tried = len(step.findings["candidates"])
+    title = f"\n{step.name}: the front of {tried} candidates (points after short distillations; all in report.json)"
+    table = Table(box=None, pad_edge=False, title=title, title_justify="left")
+    for column in ("points", "ms", "MMACs", "structure", ""):
+        table.add_column(column, justify="left" if column in ("structure", "") else "right")
+    for row in sorted(rows, key=lambda row: -row["macs"]):
+        table.add_row(
+            f"{row['points'][-1]:.2f}",
+            "" if row["latency_ms"] is None else f"{row['latency_ms']:.4f}",
+            f"{row['macs'] / 1e6:.2f}",
+            row["structure"],
+            "chosen" if row["chosen"] else "",
+        )
+    console.print(table)
+
+
+def _show_routing(console: Console, name: str, metric: str, routing: Routing) -> None:
+    """Who leaves where, and what it costs, beside the same student without exits."""
+    title = f"\n{name}: early exits on the {routing.split} split, input by input"
+    table = Table(box=None, pad_edge=False, title=title, title_justify="left")
+    for column in ("exit behind", "inputs", f"{metric} %", "mean ms"):
+        table.add_column(column, justify="left" if column == "exit behind" else "right")
+    for exit_ in routing.exits:
+        points = "" if exit_.points is None else f"{exit_.points:.2f}"
+        table.add_row(
+            exit_.after, f"{exit_.share:.1%}", points, "" if exit_.mean_ms is None else f"{exit_.mean_ms:.4f}"
+        )
+    console.print(table)
+    for label, spread in (("with exits", routing.cascade), ("without", routing.plain)):
+        tail = "" if spread.p95_ms is None else f", p95 {spread.p95_ms:.4f}"
+        console.print(
+            f"  {label}: mean {spread.mean_ms:.4f} ms, median {spread.median_ms:.4f}{tail}, worst {spread.worst_ms:.4f}"
+        )
+    console.print(f"  mean {_estimate(routing.speedup)} faster; {routing.drop.points:+.2f} points lost "
+                  f"[{routing.drop.low:.2f}, {routing.drop.high:.2f}]")  # fmt: skip
+    if routing.last_exit is not None:
+        console.print(f"  an input that takes the last exit costs {_estimate(routing.last_exit)} of one without exits")
+
+
+def _estimate(estimate: Estimate) -> str:
+    return f"{estimate.ratio:.2f}x [{estimate.low:.2f}, {estimate.high:.2f}]"
 
 
 def _number(value: float) -> str:

@@ -31,6 +31,8 @@ class Cost(BaseModel, frozen=True, extra="forbid"):
     size_mb: float
     macs: float
     parameters: int
+    peak_memory_mb: float | None = None
+    """Measured where the budget limits it, else None."""
 
 
 class Verdict(BaseModel, frozen=True, extra="forbid"):
@@ -50,6 +52,8 @@ def within(cost: Cost, budget: Budget, teacher: Callable[[], Cost], headroom: fl
         (cost.size_mb, budget.size_mb),
         (cost.macs, budget.macs),
     ]
+    if cost.peak_memory_mb is not None:
+        limits.append((cost.peak_memory_mb, budget.peak_memory_mb))
     if budget.min_speedup is not None:
         limits.append((cost.latency_ms, teacher().latency_ms / budget.min_speedup))
     return all(value <= limit * spare for value, limit in limits if limit is not None)

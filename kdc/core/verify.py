@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -16,6 +16,7 @@ from kdc.core.spec import TensorSpec
 Array = np.ndarray[Any, Any]
 
 FLOAT_TOLERANCE = 1e-4  # of the outputs' own size; float32 sums in another order differ by about 1e-6
+INTEGER_DECISIONS = 0.002  # the share of samples that integer rounding may send to another exit than torch's
 INTEGER_TOLERANCE_POINTS = 0.5  # of the task's metric; rounding ties fall differently in a runtime's integer kernels
 
 
@@ -64,6 +65,25 @@ def same_structure(step: str, first: nn.Module, second: nn.Module) -> None:
     if a != b or str(first) != str(second):
         differing = sorted(name for name in a.keys() | b.keys() if a.get(name) != b.get(name))
         raise LawError(f"{step}: a replay of its decision gave another structure; first difference {differing[:3]}")
+
+
+def same_decisions(step: str, taken: Mapping[str, Array | None], floating: bool) -> int:
+    """Torch, the file and the staged files send every sample to the same exit; the two files in any number format.
+
+    Args: taken: [n] each, by "torch", "file" and "stages".
+    Returns: how many samples torch decides otherwise (integer kernels round ties otherwise, which can move a confidence
+        that lies at its threshold).
+    """
+    if taken["file"] is None or taken["stages"] is None or taken["torch"] is None:
+        raise LawError(f"{step}: an exported form of the cascade does not tell which exit was taken")
+    forms = int(np.sum(taken["file"] != taken["stages"]))
+    if forms:
+        raise LawError(f"{step}: the file with If and the staged files send {forms} samples to different exits")
+    differing = int(np.sum(taken["torch"] != taken["file"]))
+    allowed = 0 if floating else int(INTEGER_DECISIONS * len(taken["torch"]))
+    if differing > allowed:
+        raise LawError(f"{step}: torch and the exported file send {differing} samples to different exits")
+    return differing
 
 
 def parity(step: str, torch_outputs: Array, exported: Array, floating: bool, points: Sequence[float]) -> float:

@@ -26,17 +26,24 @@ from kdc.distill.teacher import fast, points, predict, teacher_outputs, view
 PROGRESS_SECONDS = 0.5
 
 
-def train(student: nn.Module, context: Context, training: Training, extra: Sequence[Policy] = ()) -> nn.Module:
+def train(
+    student: nn.Module,
+    context: Context,
+    training: Training,
+    extra: Sequence[Policy] = (),
+    frozen: Sequence[nn.Module] = (),
+) -> nn.Module:
     """Train the student in place; it comes back in evaluation mode with the averaged weights.
 
     Args: student: takes the same inputs as `context.teacher`. extra: policies of a pass's own, beside the recipe's.
+    frozen: modules of the student that stay as they are to the bit: no gradients, evaluation mode.
     Raises: ModelError where the loss is no longer finite.
     """
     if training.epochs == 0:
         return student.eval()
     composed = [*policies(training.objectives, student, context), *extra]
     try:
-        return _Loop(student, context, training, composed).run()
+        return _Loop(student, context, training, composed, frozen).run()
     finally:
         for policy in composed:
             policy.close()
@@ -45,13 +52,27 @@ def train(student: nn.Module, context: Context, training: Training, extra: Seque
 class _Loop:
     """What a training carries from step to step; all of it is in a checkpoint."""
 
-    def __init__(self, student: nn.Module, context: Context, training: Training, composed: list[Policy]) -> None:
+    def __init__(
+        self,
+        student: nn.Module,
+        context: Context,
+        training: Training,
+        composed: list[Policy],
+        frozen: Sequence[nn.Module],
+    ) -> None:
         self.student, self.context, self.training, self.policies = student, context, training, composed
+        self.frozen = frozen
         student.requires_grad_(True)  # the teacher it may have been cut from does not train
+        for module in frozen:
+            module.requires_grad_(False)
         student.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.trained = nn.ModuleList([student, *(p.trained for p in composed if p.trained is not None)])
         self.live_teacher = any(policy.runs_teacher for policy in composed)
         self.average = {name: tensor.detach().clone() for name, tensor in student.state_dict().items()}
+        # The mean of equal numbers need not be the number to the bit: that of -0.0 is 0.0.
+        still = {id(tensor) for module in frozen for tensor in module.state_dict(keep_vars=True).values()}
+        state = student.state_dict(keep_vars=True)
+        self.moving = [name for name, tensor in state.items() if id(tensor) not in still]
         self.optimizer = torch.optim.AdamW(_groups(self.trained, training.weight_decay), lr=training.learning_rate)
         samples = len(context.data.train)
         self.batch = min(training.batch, samples)
@@ -106,6 +127,8 @@ class _Loop:
     def _train_on(self, inputs: tuple[torch.Tensor, ...], labels: torch.Tensor, teacher: torch.Tensor) -> float:
         torch.manual_seed(named_seed(self.context.seed, self.context.step, "dropout", self.step))
         self.student.train()
+        for module in self.frozen:
+            module.eval()
         for group in self.optimizer.param_groups:
             group["lr"] = self.training.learning_rate * _schedule(self.step / self.steps, self.training.warmup)
         batch = Batch(labels, self.student(*inputs), teacher)
@@ -127,7 +150,9 @@ class _Loop:
     def _average(self) -> None:
         # The decay grows with the steps, else the average of a short training is still its first weights.
         decay = min(self.training.ema, (1 + self.step) / (10 + self.step))
-        for name, tensor in self.student.state_dict().items():
+        state = self.student.state_dict()
+        for name in self.moving:
+            tensor = state[name]
             if tensor.is_floating_point():
                 self.average[name].lerp_(tensor, 1 - decay)
             else:

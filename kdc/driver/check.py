@@ -11,14 +11,15 @@ from safetensors.torch import load_file
 
 from kdc.core import verify
 from kdc.core.artifact import Artifact, Step
+from kdc.core.cascade import Cascade
 from kdc.core.contract import Fact
 from kdc.core.errors import FolderError, LawError
 from kdc.core.spec import DeviceFile
 from kdc.distill.teacher import predict
 from kdc.driver import folder
-from kdc.driver.compress import LOCK, REPORT, STRUCTURE, STUDENT
+from kdc.driver.compress import LOCK, REPORT, STAGED, STRUCTURE
 from kdc.driver.inputs import Inputs, load
-from kdc.driver.lowering import run_over
+from kdc.driver.lowering import Array, decided, run_over
 from kdc.driver.plan import facts_of
 from kdc.driver.recipe import load_recipe
 from kdc.driver.report import Report
@@ -49,18 +50,27 @@ def check(out: Path) -> Checked:
     lines.append(f"structure: rebuilt from {STRUCTURE} and {WEIGHTS}, {len(student.lineage)} steps replayed")
     split, task = inputs.data.test, inputs.task
     labels = split.labels.numpy()
-    engine = runtime_of(inputs.device).load(DeviceFile(out / STUDENT, inputs.device.runtime), inputs.device)
-    exported = run_over(engine, split)
+    exported, taken = _run(out / report.ships, inputs)
     expected = predict(student.model, split).numpy()
     points = [100.0 * float(task.scores(outputs, labels).mean()) for outputs in (expected, exported)]
     floating = Fact.FLOAT in facts_of(student.lineage, inputs.device)
-    error = verify.parity(STUDENT, expected, exported, floating, points)
-    lines.append(f"parity: torch and {STUDENT} differ by at most {error:.2g} of the outputs' size")
+    error = verify.parity(report.ships, expected, exported, floating, points)
+    lines.append(f"parity: torch and {report.ships} differ by at most {error:.2g} of the outputs' size")
+    if isinstance(student.model, Cascade):
+        _, there = _run(out / STAGED, inputs) if report.ships != STAGED else (exported, taken)
+        decisions = {"torch": decided(student.model, split), "file": taken, "stages": there}
+        differing = verify.same_decisions(report.ships, decisions, floating)
+        lines.append(f"decisions: the files agree on every sample's exit; torch differs on {differing} of {len(split)}")
     stated = report.student.metric.points
     if abs(points[1] - stated) > 1e-6:
-        raise LawError(f"{STUDENT} scores {points[1]:.2f} on the test split, the report says {stated:.2f}")
+        raise LawError(f"{report.ships} scores {points[1]:.2f} on the test split, the report says {stated:.2f}")
     lines.append(f"metric: {task.metric} {points[1]:.2f} on the test split, as in the report")
     return Checked(tuple(lines))
+
+
+def _run(path: Path, inputs: Inputs) -> tuple[Array, Array | None]:
+    file = DeviceFile(path, inputs.device.runtime)
+    return run_over(runtime_of(inputs.device).load(file, inputs.device), inputs.data.test)
 
 
 def rebuild(out: Path, inputs: Inputs) -> Artifact[torch.nn.Module]:

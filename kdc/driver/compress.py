@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -19,17 +19,22 @@ from kdc.driver.inputs import Inputs, load
 from kdc.driver.lowering import Candidate, Lowering
 from kdc.driver.plan import Plan, make
 from kdc.driver.recipe import Recipe, lock_text
-from kdc.driver.report import Drop, Metric, ModelRow, Report, StepRow
+from kdc.driver.report import Drop, Metric, ModelRow, Report, Routing, StepRow
+from kdc.driver.routing import routing, why_not
 from kdc.driver.select import Judged, limits, select
 from kdc.driver.sources import versions
 from kdc.driver.steps import WEIGHTS, Made, Steps, measuring_parts
 from kdc.numerics import stats
 from passes import default_passes
+from passes.export.staged import PLAN, staged_files
+from targets.cascade import is_cascade
 from targets.device import load_device
 from targets.measure import Measured, Profile, Settings, measure
 
 STUDENT, TEACHER, REPORT = "student.onnx", "teacher.onnx", "report.json"
+MIX_SAMPLES = 2000
 STRUCTURE, LOCK = "structure.json", "recipe.lock.yaml"
+STAGED = f"cascade/{PLAN}"
 
 
 def identity(recipe: Recipe) -> dict[str, str]:
@@ -76,8 +81,11 @@ class _Run:
         self.clock.stopped = True  # what is left is to judge what is there
         measured = self._measure(teacher, students)
         judged = [self._judge(teacher, student, measured, i) for i, student in enumerate(students)]
-        chosen, _ = select(judged, self.budget, measured.ratio_between, self.clock.seconds / 60)
-        report = self._report(teacher, judged, chosen, measured)
+        routed = self._routed(teacher, students)
+        barred = self._barred(students, routed)
+        chosen, _ = select(judged, self.budget, measured.ratio_between, self.clock.seconds / 60, barred)
+        notes = tuple(f"{students[i].label}: {why}" for i, why in barred.items())
+        report = self._report(teacher, judged, chosen, measured, routed, notes)
         self._publish(out, lock, teacher, students[chosen], report)
         return report
 
@@ -140,7 +148,8 @@ class _Run:
                 [student.file for student in students],
                 teacher.file,
                 self.inputs.device,
-                self.lowering.samples(),
+                # Early exits take their time from the inputs: as many as the split has tell of its mix.
+                self.lowering.samples(*((MIX_SAMPLES,) if any(s.taken is not None for s in students) else ())),
                 settings,
                 seed=self.inputs.recipe.seed,
             )
@@ -149,23 +158,60 @@ class _Run:
             )
         return Measured.model_validate_json(entry.file("samples.json").read_text())
 
+    def _routed(self, teacher: Candidate, students: Sequence[Candidate]) -> dict[int, Routing]:
+        """Each student with early exits beside the one without them that it was made from, on the validation split."""
+        found: dict[int, Routing] = {}
+        for i, cascade in enumerate(students):
+            if cascade.taken is not None:
+                plain = students[i - 1] if i else teacher
+                self.emit(Note(f"timing {cascade.label} and {plain.label} input by input"))
+                split = self.inputs.data.validation
+                seen = (cascade.outputs, cascade.taken), plain.outputs
+                found[i] = routing(self.lowering, cascade, plain, "validation", split, *seen)
+        return found
+
+    def _barred(self, students: Sequence[Candidate], routed: Mapping[int, Routing]) -> dict[int, str]:
+        """Which students may not ship, and why: a step that changed nothing, exits that do not help."""
+        barred: dict[int, str] = {}
+        for i, student in enumerate(students):
+            same = next((other for other in students[:i] if other.sha256 == student.sha256), None)
+            if same is not None:
+                barred[i] = f"the same file as after {same.label}"
+            elif i in routed and (why := why_not(routed[i], student.made.artifact.lineage[-1].settings)) is not None:
+                barred[i] = why
+        return barred
+
     def _judge(self, teacher: Candidate, student: Candidate, measured: Measured, index: int) -> Judged:
         generator = np.random.default_rng(named_seed(self.inputs.recipe.seed, "drop", student.label))
         drop = stats.paired_drop(teacher.scores, student.scores, generator)
         return Judged(student, measured.candidates[index], measured.ratio(index), drop, measured.samples_ms(index))
 
-    def _report(self, teacher: Candidate, judged: Sequence[Judged], chosen: int, measured: Measured) -> Report:
+    def _report(
+        self,
+        teacher: Candidate,
+        judged: Sequence[Judged],
+        chosen: int,
+        measured: Measured,
+        routed: Mapping[int, Routing],
+        notes: tuple[str, ...],
+    ) -> Report:
         minutes = self.clock.seconds / 60
         split, task = self.inputs.data.test, self.inputs.task
         labels = split.labels.numpy()
-        teacher_outputs = self.lowering.test_outputs(teacher)
-        student_outputs = self.lowering.test_outputs(judged[chosen].candidate)
+        shipped = judged[chosen].candidate
+        teacher_outputs, _ = self.lowering.test_outputs(teacher)
+        student_outputs, taken = self.lowering.test_outputs(shipped)
         scores = [task.scores(outputs, labels) for outputs in (teacher_outputs, student_outputs)]
         generator = np.random.default_rng(named_seed(self.inputs.recipe.seed, "drop", "test"))
         drop = Drop(**stats.paired_drop(scores[0], scores[1], generator)._asdict())
         verdicts = tuple(limits(self.budget, judged[chosen], drop.points, minutes))
         ratio = judged[chosen].ratio
-        rows = tuple(self._row(one, i == chosen, minutes) for i, one in enumerate(judged))
+        rows = tuple(self._row(one, i == chosen, minutes, routed.get(i)) for i, one in enumerate(judged))
+        on_test = None
+        if taken is not None:
+            plain = judged[chosen - 1].candidate if chosen else teacher
+            without, _ = self.lowering.test_outputs(plain)
+            on_test = routing(self.lowering, shipped, plain, "test", split, (student_outputs, taken), without)
         return Report(
             target=self.inputs.device.name,
             task=task.name,
@@ -184,12 +230,14 @@ class _Run:
             met=all(v.met for v in verdicts) and ratio.verdict == "faster",
             speedup=ratio,
             drop=drop,
-            notes=(*self.inputs.data.notes, *measured.notes),
+            routing=on_test,
+            ships=STAGED if is_cascade(shipped.file.path) else _device_file(shipped),
+            notes=(*self.inputs.data.notes, *measured.notes, *notes),
             environment={**measured.environment, "libraries": versions(("torch", "onnx", "onnxruntime", "kdc"))},
             seconds=round(self.clock.seconds, 1),
         )
 
-    def _row(self, judged: Judged, selected: bool, minutes: float) -> StepRow:
+    def _row(self, judged: Judged, selected: bool, minutes: float, routed: Routing | None) -> StepRow:
         candidate = judged.candidate
         step = candidate.made.artifact.lineage[-1]
         return StepRow(
@@ -203,6 +251,8 @@ class _Run:
             drop=Drop(**judged.drop._asdict()),
             parity=candidate.parity,
             budget=tuple(limits(self.budget, judged, judged.drop.points, minutes)),
+            findings=self.steps.entry_of(candidate.made).record["findings"],
+            routing=routed,
             selected=selected,
         )
 
@@ -232,13 +282,19 @@ class _Run:
             "steps": [step.model_dump(mode="json", exclude={"seconds"}) for step in student.made.artifact.lineage],
         }
         files: dict[str, Path | str] = {
-            STUDENT: student.onnx,
             TEACHER: teacher.onnx,
             WEIGHTS: self.steps.folder_of(student.made) / WEIGHTS,
             STRUCTURE: json.dumps(structure, indent=1) + "\n",
             LOCK: lock,
             REPORT: report.model_dump_json(indent=1) + "\n",
         }
-        if student.file.path.suffix != Path(STUDENT).suffix:
-            files[Path(STUDENT).stem + student.file.path.suffix] = student.file.path
+        if not is_cascade(student.file.path):
+            files |= {STUDENT: student.onnx, _device_file(student): student.file.path}
+        if student.staged is not None:
+            folder_name = Path(STAGED).parent
+            files |= {str(folder_name / path.name): path for path in staged_files(student.staged)}
         folder.publish(out, files)
+
+
+def _device_file(student: Candidate) -> str:
+    return Path(STUDENT).stem + student.file.path.suffix

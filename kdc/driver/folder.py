@@ -110,6 +110,7 @@ def publish(out: Path, files: Mapping[str, Path | str]) -> None:
     Args: files: name in `out`: a file to copy, or the text itself.
     """
     for name, content in files.items():
+        (out / name).parent.mkdir(exist_ok=True)
         if isinstance(content, Path):
             partial = out / (name + ".part")
             shutil.copyfile(content, partial)

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -17,23 +18,26 @@ from torch import nn
 from kdc.core import verify
 from kdc.core.artifact import Artifact, example
 from kdc.core.budget import Cost
+from kdc.core.cascade import Cascade
 from kdc.core.contract import Context, Fact
 from kdc.core.data import Split
 from kdc.core.errors import KdcError
 from kdc.core.observe import Note, Progress, silent
 from kdc.core.spec import DeviceFile
-from kdc.core.store import Parts, key_of, sha256_of
-from kdc.distill.teacher import EVALUATION_BATCH, predict
+from kdc.core.store import Entry, Parts, key_of, sha256_of
+from kdc.distill.teacher import EVALUATION_BATCH, fast, predict
 from kdc.driver.lint import lint
 from kdc.driver.plan import Plan, Planned, facts_of
 from kdc.driver.sources import digests, versions
 from kdc.driver.steps import ONNX, Forecasts, Made, Steps, measuring_parts
 from kdc.numerics.cost import count
-from targets.measure import quick_latencies
+from passes.export.staged import HOST, PLAN, write
+from passes.export.staged import split as stage
+from targets.measure import peak_memories, quick_latencies
 from targets.runtime import Engine, runtime_of
 
 Array = np.ndarray[Any, Any]
-OUTPUTS = "outputs.npy"
+OUTPUTS, TAKEN = "outputs.npy", "exits.npy"
 TOGETHER = 8  # files timed in one process beside the teacher
 FORECAST_SECONDS = 1.0
 SCRATCH_SAMPLES = 64
@@ -51,6 +55,12 @@ class Candidate:
     scores: Array
     metrics: dict[str, float]
     parity: float
+    taken: Array | None = None
+    """At which exit each sample left, [n]; None where the model has none."""
+    staged: Path | None = None
+    """The folder of the same cascade as staged files with their host loop."""
+    disagreeing: int = 0
+    """Validation samples that torch sends to another exit than the file."""
 
     @property
     def label(self) -> str:
@@ -72,8 +82,14 @@ class _Priced:
     macs: int
     size_mb: float
 
-    def cost(self, latency_ms: float) -> Cost:
-        return Cost(latency_ms=latency_ms, size_mb=self.size_mb, macs=self.macs, parameters=self.parameters)
+    def cost(self, latency_ms: float, peak_memory_mb: float | None = None) -> Cost:
+        return Cost(
+            latency_ms=latency_ms,
+            size_mb=self.size_mb,
+            macs=self.macs,
+            parameters=self.parameters,
+            peak_memory_mb=peak_memory_mb,
+        )
 
 
 class Lowering:
@@ -101,40 +117,55 @@ class Lowering:
                 onnx = self.steps.folder_of(lowered) / ONNX
                 see(lowered.artifact.model)
         file: DeviceFile = lowered.artifact.model
-        outputs, parity = self._outputs(made, file)
+        entry = self._evaluated(made, file, onnx)
+        outputs, taken = _loaded(entry)
         labels, task = self.inputs.data.validation.labels.numpy(), self.inputs.task
         scores, metrics = task.scores(outputs, labels), task.metrics(outputs, labels, teacher)
-        return Candidate(made, onnx, file, sha256_of(file.path), outputs, scores, metrics, parity)
+        parity = float(entry.record["parity"])
+        staged = entry.folder if PLAN in entry.record["files"] else None
+        differing = int(entry.record.get("disagreeing", 0))
+        sha256 = sha256_of(file.path)
+        return Candidate(made, onnx, file, sha256, outputs, scores, metrics, parity, taken, staged, differing)
 
-    def _outputs(self, made: Made, file: DeviceFile) -> tuple[Array, float]:
-        """The file's outputs on the validation split in the runtime, and how far they are from torch's."""
+    def _evaluated(self, made: Made, file: DeviceFile, onnx: Path) -> Entry:
+        """The file's outputs on the validation split in the runtime, and how far they are from torch's; stored.
+
+        A cascade is held to the law that torch, its file and its staged files decide alike.
+        """
         name, parts = f"{made.name}+evaluate", self._evaluation_parts(file, "validation")
         entry = self.steps.store.find(name, key_of(parts))
-        if entry is None:
-            split, task = self.inputs.data.validation, self.inputs.task
-            outputs = self._run(file, split, f"{made.name}: validation")
-            expected = predict(made.artifact.model, split).numpy()
-            labels = split.labels.numpy()
-            points = [100.0 * float(task.scores(o, labels).mean()) for o in (expected, outputs)]
-            floating = Fact.FLOAT in facts_of(made.artifact.lineage, self.inputs.device)
-            error = verify.parity(made.name, expected, outputs, floating, points)
-            entry = self.steps.store.write(
-                name, parts, {"parity": error, "points": points}, {OUTPUTS: lambda path: _save(path, outputs)}
-            )
-        loaded: Array = np.load(entry.file(OUTPUTS), allow_pickle=False)
-        return loaded, float(entry.record["parity"])
+        if entry is not None:
+            return entry
+        split, task = self.inputs.data.validation, self.inputs.task
+        outputs, taken = self._run(file, split, f"{made.name}: validation")
+        expected = predict(made.artifact.model, split).numpy()
+        labels = split.labels.numpy()
+        points = [100.0 * float(task.scores(o, labels).mean()) for o in (expected, outputs)]
+        floating = Fact.FLOAT in facts_of(made.artifact.lineage, self.inputs.device)
+        error = verify.parity(made.name, expected, outputs, floating, points)
+        record = {"parity": error, "points": points}
+        if not isinstance(made.artifact.model, Cascade):
+            return self.steps.store.write(name, parts, record, _writers(outputs, taken))
+        with TemporaryDirectory(prefix="kdc-staged-") as folder:
+            plan = write(stage(onnx_ir.load(onnx), self.inputs.teacher.inputs), Path(folder))
+            staged = DeviceFile(plan, file.runtime)
+            _, taken_there = self._run(staged, split, f"{made.name}: validation in stages")
+            decisions = {"torch": decided(made.artifact.model, split), "file": taken, "stages": taken_there}
+            record["disagreeing"] = verify.same_decisions(made.name, decisions, floating)
+            files = {path.name: partial(shutil.copyfile, path) for path in self.runtime.files(staged)}
+            files[HOST] = partial(shutil.copyfile, plan.with_name(HOST))
+            return self.steps.store.write(name, parts, record, {**_writers(outputs, taken), **files})
 
-    def test_outputs(self, candidate: Candidate) -> Array:
-        """The file's outputs on the test split: asked for once, for the student that won and for the teacher."""
+    def test_outputs(self, candidate: Candidate) -> tuple[Array, Array | None]:
+        """The file's outputs and exits on the test split: for the student that won and what it is compared with."""
         name, parts = f"{candidate.label}+test", self._evaluation_parts(candidate.file, "test")
         entry = self.steps.store.find(name, key_of(parts))
         if entry is None:
-            outputs = self._run(candidate.file, self.inputs.data.test, f"{candidate.label}: test")
-            entry = self.steps.store.write(name, parts, {}, {OUTPUTS: lambda path: _save(path, outputs)})
-        loaded: Array = np.load(entry.file(OUTPUTS), allow_pickle=False)
-        return loaded
+            outputs, taken = self._run(candidate.file, self.inputs.data.test, f"{candidate.label}: test")
+            entry = self.steps.store.write(name, parts, {}, _writers(outputs, taken))
+        return _loaded(entry)
 
-    def _run(self, file: DeviceFile, split: Split, what: str) -> Array:
+    def _run(self, file: DeviceFile, split: Split, what: str) -> tuple[Array, Array | None]:
         def report(done: int) -> None:
             self.steps.emit(Progress(what, done, len(split), "sample"))
 
@@ -167,12 +198,16 @@ class Lowering:
                 ]
                 files = [priced.file for own in forms if isinstance(own, list) for priced in own]
                 times_ms = dict(zip(files, self._beside_teacher(files), strict=True))
+                peaks_mb = dict(zip(files, self._peaks(files), strict=True))
                 found: list[Cost | KdcError] = []
                 for own in forms:
                     if isinstance(own, KdcError):
                         found.append(own)
                         continue
-                    best = min((priced.cost(times_ms[priced.file]) for priced in own), key=lambda cost: cost.latency_ms)
+                    best = min(
+                        (one.cost(times_ms[one.file], peaks_mb[one.file]) for one in own),
+                        key=lambda cost: cost.latency_ms,
+                    )
                     self.steps.emit(Note(f"a student of {best.macs / 1e6:.2f} MMACs takes {best.latency_ms:.4f} ms"))
                     found.append(best)
             return found
@@ -248,6 +283,12 @@ class Lowering:
             found += [ms / beside_ms * self.teacher_cost().latency_ms for ms in own_ms]
         return found
 
+    def _peaks(self, files: Sequence[DeviceFile]) -> Sequence[float | None]:
+        """Each file's peak memory in MB, where the budget limits it: it takes a process for each."""
+        if self.inputs.recipe.budget.peak_memory_mb is None:
+            return [None] * len(files)
+        return peak_memories(files, self.inputs.device, self.samples())
+
     def _priced(self, model: onnx_ir.Model, file: DeviceFile) -> _Priced:
         """The price of a model and its file, but for the time."""
         parameters, macs = count(model)
@@ -256,7 +297,7 @@ class Lowering:
 
     def samples(self, count: int = 32) -> list[Array]:
         """Real inputs, [count, ...] each, for timing."""
-        return [tensor[:count].numpy() for tensor in self.inputs.data.calibration.inputs]
+        return [tensor[:count].numpy() for tensor in self.inputs.data.validation.inputs]
 
     def _scratch(self, name: str) -> Context:
         """A context for deciding on what will be thrown away: a few calibration samples tell its structure's cost."""
@@ -270,15 +311,45 @@ class _Flatten(nn.Module):
         return tensor.flatten(1)
 
 
-def run_over(engine: Engine, split: Split, report: Callable[[int], None] = lambda done: None) -> Array:
-    """A loaded file's outputs over a split, [n, ...]; `report` is told how many samples are done."""
+def run_over(
+    engine: Engine, split: Split, report: Callable[[int], None] = lambda done: None
+) -> tuple[Array, Array | None]:
+    """A loaded file's outputs over a split, [n, ...], and the exits taken, [n], where it tells them.
+
+    A file whose batch size is fixed is run in such batches; `report` is told how many samples are done.
+    """
+    size = engine.inputs[0].shape[0]
     outputs: list[Array] = []
-    for batch in split.batches(EVALUATION_BATCH):
-        outputs.append(engine.run([tensor.numpy() for tensor in batch.inputs])[0])
-        report(sum(map(len, outputs)))
-    return np.concatenate(outputs)
+    taken: list[Array] = []
+    done, told = 0, 0
+    for batch in split.batches(size if isinstance(size, int) else EVALUATION_BATCH):
+        found = engine.run([tensor.numpy() for tensor in batch.inputs])
+        outputs.append(found[0])
+        taken += found[1:2]
+        done += len(batch)
+        if done - told >= EVALUATION_BATCH or done == len(split):
+            report(told := done)
+    return np.concatenate(outputs), np.concatenate(taken) if taken else None
 
 
-def _save(path: Path, outputs: Array) -> None:
+@torch.no_grad()
+def decided(cascade: Cascade, split: Split) -> Array:
+    """At which exit each sample of a split leaves the torch model, [n]."""
+    parts = [cascade.route(*map(fast, batch.inputs))[1] for batch in split.batches(EVALUATION_BATCH)]
+    found: Array = torch.cat(parts).numpy()
+    return found
+
+
+def _writers(outputs: Array, taken: Array | None) -> dict[str, Callable[[Path], object]]:
+    arrays = {OUTPUTS: outputs, **({} if taken is None else {TAKEN: taken})}
+    return {name: partial(_save, array) for name, array in arrays.items()}
+
+
+def _save(array: Array, path: Path) -> None:
     with path.open("wb") as file:
-        np.save(file, outputs, allow_pickle=False)
+        np.save(file, array, allow_pickle=False)
+
+
+def _loaded(entry: Entry) -> tuple[Array, Array | None]:
+    outputs: Array = np.load(entry.file(OUTPUTS), allow_pickle=False)
+    return outputs, np.load(entry.file(TAKEN), allow_pickle=False) if TAKEN in entry.record["files"] else None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from pydantic import BaseModel
+from pydantic import BaseModel, Field
 
 from kdc.core.budget import Verdict
 from targets.measure import Latency, Ratio
@@ -44,6 +44,45 @@ class ModelRow(BaseModel, frozen=True, extra="forbid"):
     sha256: str
 
 
+class ExitRow(BaseModel, frozen=True, extra="forbid"):
+    """One way out. `share` of the inputs take it, `points` is the metric of those, `mean_ms` what they cost."""
+
+    after: str
+    share: float
+    points: float | None
+    mean_ms: float | None
+
+
+class Spread(BaseModel, frozen=True, extra="forbid"):
+    """Latency over the inputs, batch 1: each input counts by the median of its runs. `worst_ms`: of the costliest exit."""
+
+    mean_ms: float
+    median_ms: float
+    p95_ms: float | None
+    worst_ms: float
+
+
+class Estimate(BaseModel, frozen=True, extra="forbid"):
+    """A ratio with its 95% interval over processes."""
+
+    ratio: float
+    low: float
+    high: float
+
+
+class Routing(BaseModel, frozen=True, extra="forbid"):
+    """A cascade and the same student without exits, on one split."""
+
+    split: str
+    exits: tuple[ExitRow, ...]
+    cascade: Spread
+    plain: Spread
+    speedup: Estimate = Field(description="mean latency without exits over the mean with them")
+    last_exit: Estimate | None = Field(description="cost of an input that takes the last exit, over that without exits")
+    drop: Drop = Field(description="points below the student without exits, same samples")
+    disagreeing: int = Field(description="samples that torch sends to another exit than the file; validation split")
+
+
 class StepRow(BaseModel, frozen=True, extra="forbid"):
     """One compressing pass: what it decided, what it cost, and the student after it, judged on the validation split."""
 
@@ -57,6 +96,8 @@ class StepRow(BaseModel, frozen=True, extra="forbid"):
     drop: Drop
     parity: float
     budget: tuple[Verdict, ...]
+    findings: dict[str, Any] = Field(description="what the pass learned on the way to its decision")
+    routing: Routing | None = Field(description="of a step that adds early exits")
     selected: bool
 
 
@@ -73,6 +114,8 @@ class Report(BaseModel, frozen=True, extra="forbid"):
     met: bool
     speedup: Ratio
     drop: Drop
+    routing: Routing | None = Field(description="of the student that ships, where it has early exits; test split")
+    ships: str = Field(description="the file that the target's runtime loads, in the run's folder")
     notes: tuple[str, ...]
     environment: dict[str, Any]
     seconds: float

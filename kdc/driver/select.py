@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Container, Sequence
 from dataclasses import dataclass
 
 from kdc.core.budget import Budget, Verdict
@@ -58,17 +58,23 @@ def excess(verdict: Verdict) -> float:
 
 
 def select(
-    judged: Sequence[Judged], budget: Budget, ratio_between: Callable[[int, int], Ratio], minutes: float
+    judged: Sequence[Judged],
+    budget: Budget,
+    ratio_between: Callable[[int, int], Ratio],
+    minutes: float,
+    barred: Container[int] = (),
 ) -> tuple[int, bool]:
     """The index of the candidate that ships, and whether it meets every limit on the validation split.
 
     Of two that cannot be told apart in speed the one with the better metric ships: a float student where int8 gains
-    nothing. Where none is feasible, the one that misses its limits by the least in sum is the nearest.
+    nothing. Where none is feasible, the one that misses its limits by the least in sum is the nearest. What is barred
+    does not ship.
     """
     verdicts = [limits(budget, one, one.drop.points, minutes) for one in judged]
-    feasible = [i for i, one in enumerate(judged) if one.ratio.verdict == "faster" and all(v.met for v in verdicts[i])]
+    open_ = [i for i in range(len(judged)) if i not in barred] or list(range(len(judged)))
+    feasible = [i for i in open_ if judged[i].ratio.verdict == "faster" and all(v.met for v in verdicts[i])]
     if not feasible:
-        return min(range(len(judged)), key=lambda i: (sum(map(excess, verdicts[i])), -judged[i].ratio.ratio)), False
+        return min(open_, key=lambda i: (sum(map(excess, verdicts[i])), -judged[i].ratio.ratio)), False
     best = max(feasible, key=lambda i: judged[i].ratio.ratio)
     for i in sorted(feasible, key=lambda i: judged[i].drop.points):
         if judged[i].drop.points < judged[best].drop.points and ratio_between(best, i).verdict == NO_DIFFERENCE:
@@ -80,8 +86,10 @@ NO_DIFFERENCE = "no detectable difference"
 
 
 def _latency(budget: Budget, judged: Judged) -> float:
+    latency = judged.profile.latency
     if budget.percentile == 50:
-        return judged.profile.latency.high_ms
+        # A model that skips work has no typical run: its mean over the inputs is held.
+        return latency.high_ms if latency.mean_high_ms is None else latency.mean_high_ms
     value = percentile(judged.samples_ms, budget.percentile / 100)
     if value is None:
         raise TargetError(

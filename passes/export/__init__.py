@@ -9,6 +9,7 @@ from pydantic import Field
 
 from kdc.core.contract import Context, Contract, Decision, Fact, Pass
 from kdc.core.device import Device
+from kdc.core.spec import TensorSpec
 
 
 class Interface(Decision):
@@ -37,23 +38,46 @@ class Export(Pass[Interface]):
         )
 
     def decide(self, artifact: Any, context: Context) -> Interface:
-        """The target's opset, the artifact's names."""
+        """The target's opset, the artifact's names; a cascade's file also tells which exit was taken."""
+        from kdc.core.cascade import Cascade
+        from passes.export.branches import EXIT
+
+        outputs = tuple(spec.name for spec in artifact.outputs)
         return Interface(
             opset=self.opset or context.device.opset,
             inputs=tuple(spec.name for spec in artifact.inputs),
-            outputs=tuple(spec.name for spec in artifact.outputs),
+            outputs=(*outputs, EXIT) if isinstance(artifact.model, Cascade) else outputs,
         )
 
     def apply(self, artifact: Any, decision: Interface) -> Any:
-        """The same model as an `onnx_ir.Model`, its inputs and outputs named as the decision says."""
+        """The same model as an `onnx_ir.Model`, its inputs and outputs named as the decision says.
+
+        A cascade becomes one file for batch 1, and its output `exit` [1] (int64) is the place of the exit taken.
+        """
+        from kdc.core.cascade import Cascade
+        from passes.export.branches import branched
         from passes.export.lower import lower
 
+        cascade = isinstance(artifact.model, Cascade)
+        outputs = decision.outputs[:-1] if cascade else decision.outputs
         named = replace(
             artifact,
             inputs=_renamed(artifact.inputs, decision.inputs),
-            outputs=_renamed(artifact.outputs, decision.outputs),
+            outputs=_renamed(artifact.outputs, outputs),
         )
-        return named.with_model(lower(named, decision.opset))
+        if not cascade:
+            return named.with_model(lower(named, decision.opset))
+        taken = TensorSpec(name=decision.outputs[-1], shape=(1,), dtype="int64")
+        return replace(
+            named,
+            model=branched(named, decision.opset, taken.name),
+            inputs=tuple(_for_one(spec) for spec in named.inputs),
+            outputs=(*(_for_one(spec) for spec in named.outputs), taken),
+        )
+
+
+def _for_one(spec: TensorSpec) -> TensorSpec:
+    return spec.model_copy(update={"shape": (1, *spec.shape[1:])})
 
 
 def _renamed(specs: tuple[Any, ...], names: tuple[str, ...]) -> tuple[Any, ...]:

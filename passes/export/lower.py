@@ -96,7 +96,8 @@ def canonical(model: onnx_ir.Model) -> None:
     graph.metadata_props.clear()  # the pass above skips a graph without nodes
     graph.name, graph.doc_string = "kdc", None
     faces = {*graph.inputs, *graph.outputs}
-    for value in (*graph.inputs, *graph.initializers.values(), *(v for node in _nodes(model) for v in node.outputs)):
+    constants = [value for part in model.graphs() for value in part.initializers.values()]
+    for value in (*graph.inputs, *constants, *(v for node in _nodes(model) for v in node.outputs)):
         value.metadata_props.clear()
         value.doc_string = None
         if value not in faces and not value.is_initializer():

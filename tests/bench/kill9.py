@@ -1,9 +1,12 @@
 """Nothing is lost: a run that is killed at random moments goes on each time and ends with an undisturbed run's bytes.
 
     python tests/bench/kill9.py --times 10
+    python tests/bench/kill9.py --times 10 --recipe tests/bench/kill9_full.yaml --inside search
+    python tests/bench/kill9.py --times 10 --recipe tests/bench/kill9_full.yaml --inside route
 
-Runs the digits recipe once undisturbed, then again in another folder, sending SIGKILL at random moments; prints for each
-kill what was stored by then, that no finished step was done again, and at the end whether student.onnx is the same file.
+Runs a recipe once undisturbed, then again in another folder, sending SIGKILL at random moments (of the named step, once
+it has begun); prints for each kill what was stored by then, that no finished step was done again, and at the end whether
+every file of the student is the same.
 """
 
 import argparse
@@ -18,15 +21,37 @@ import time
 from pathlib import Path
 
 RECIPE = Path(__file__).parents[2] / "models" / "digits" / "recipe.yaml"
+FILES = ("student.onnx", "weights.safetensors", "structure.json", "cascade")
 
 
 def sha256(path):
     return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
+def results(out):
+    """SHA-256 of each file of the student by its name."""
+    paths = [path for name in FILES for path in ([out / name] if (out / name).is_file() else (out / name).glob("*"))]
+    return {str(path.relative_to(out)): sha256(path) for path in sorted(paths)}
+
+
 def events(log):
     """Every event of the log's last command."""
     return [json.loads(line) for line in log.read_text().splitlines()] if log.exists() else []
+
+
+def seconds_of(log, step):
+    """How long a step took, from its log."""
+    times = {event["event"]: event["at"] for event in events(log) if event.get("step") == step}
+    return times["StepFinished"] - times["StepStarted"]
+
+
+def wait_for(log, step, process):
+    """Until the step has begun, or the process has ended."""
+    while process.poll() is None:
+        lines = log.read_text().splitlines() if log.exists() else []
+        if any('"StepStarted", "at"' in line and f'"step": "{step}"' in line for line in lines):
+            return
+        time.sleep(0.05)
 
 
 def finished(out):
@@ -39,10 +64,11 @@ def finished(out):
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--times", type=int, default=10)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--recipe", type=Path, default=RECIPE)
+    parser.add_argument("--inside", help="a step; the kills come while it runs")
     options = parser.parse_args()
     draw = random.Random(options.seed)
     with tempfile.TemporaryDirectory() as scratch:
@@ -57,13 +83,20 @@ def main():
         began = time.monotonic()
         subprocess.run(command(whole, Path(scratch) / "whole.jsonl"), check=True, stdout=subprocess.DEVNULL)
         seconds = time.monotonic() - began
-        print(f"undisturbed: {seconds:.0f} s, student.onnx {sha256(whole / 'student.onnx')[:16]}", flush=True)
-        repeated = 0
+        print(f"undisturbed: {seconds:.0f} s, {len(results(whole))} files", flush=True)
+        first, last = 0.15 * seconds, 0.55 * seconds
+        if options.inside:
+            inside = seconds_of(Path(scratch) / "whole.jsonl", options.inside)
+            print(f"{options.inside}: {inside:.0f} s of them", flush=True)
+            first, last = 0.02 * inside, 2.5 * inside / options.times  # it loses what came after its last checkpoint
+        repeated, stopped = 0, 0
         before = {}
         for number in range(options.times):
             log = Path(scratch) / f"killed-{number}.jsonl"
-            after = draw.uniform(0.15, 0.55) * seconds
+            after = draw.uniform(first, last)
             process = subprocess.Popen(command(killed, log), stdout=subprocess.DEVNULL)
+            if options.inside:
+                wait_for(log, options.inside, process)
             try:
                 process.wait(after)
                 ended = "ended by itself"
@@ -71,17 +104,24 @@ def main():
                 process.send_signal(signal.SIGKILL)
                 process.wait()
                 ended = "killed"
+                stopped += 1
             now = finished(killed)
             again = [step for step, written in before.items() if now.get(step) != written]
             repeated += len(again)
             before = now
-            epochs = [event["epoch"] for event in events(log) if event["event"] == "Epoch"]
-            trained = f"epochs {epochs[0]} to {epochs[-1]}" if epochs else "no epoch"
-            print(f"{number + 1}: {ended} after {after:.0f} s; {trained}; {len(now)} steps stored; done again: {again}")
+            seen = events(log)
+            at = [event["step"] for event in seen if event["event"] == "StepStarted"][-1:]
+            epochs = [event["epoch"] for event in seen if event["event"] == "Epoch"]
+            trained = f"{len(epochs)} epochs ended" if epochs else "no epoch ended"
+            print(
+                f"{number + 1}: {ended} after {after:.1f} s in {at}; {trained}; {len(now)} steps stored; "
+                f"done again: {again}",
+                flush=True,
+            )
         done = subprocess.run(command(killed, Path(scratch) / "last.jsonl"), check=False, stdout=subprocess.DEVNULL)
         again = [step for step, written in before.items() if finished(killed).get(step) != written]
-        same = sha256(whole / "student.onnx") == sha256(killed / "student.onnx")
-        print(f"last: exit {done.returncode}; done again: {again}; student.onnx is the same file: {same}")
+        same = results(whole) == results(killed)
+        print(f"last: exit {done.returncode}; killed {stopped} times; done again: {again}; the same files: {same}")
         sys.exit(0 if same and not repeated and not again and done.returncode == 0 else 1)
 
 

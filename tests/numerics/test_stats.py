@@ -12,7 +12,9 @@ from scipy import stats as truth
 from kdc.numerics.stats import (
     accuracy_interval,
     is_steady,
+    log_means,
     mcnemar_p,
+    mean_over_inputs,
     median_interval,
     paired_drop,
     paired_log_ratios,
@@ -96,6 +98,65 @@ def test_a_drift_of_the_machine_does_not_move_a_paired_ratio():
 def test_rounds_that_do_not_pair_are_refused():
     with pytest.raises(ValueError, match="same processes and rounds"):
         paired_log_ratios([[[1.0], [2.0]]], [[[1.0]]])
+
+
+def mixture(generator, shares, work=5.0, noise=0.02):
+    """A block [3 * inputs]: inputs that take 1 or `work`, each run three times."""
+    hard = generator.random(40) < shares
+    return (np.where(hard, work, 1.0) * generator.lognormal(0, noise, (3, 40))).reshape(-1)
+
+
+@pytest.mark.parametrize("hard", [0, 1, 13, 40])
+def test_a_mean_over_inputs_is_exact_for_any_mix_where_the_median_is_not(hard):
+    inputs = np.where(np.arange(40) < hard, 5.0, 1.0)
+    block = np.tile(np.random.default_rng(0).permutation(inputs), 3)
+    assert mean_over_inputs(block) == pytest.approx(1 + 4 * hard / 40)
+    assert np.median(block) == (5 if hard == 40 else 1)
+
+
+def test_a_preempted_run_moves_a_mean_over_inputs_by_less_than_its_inputs_jitter():
+    block = mixture(np.random.default_rng(0), 0.5)
+    before = mean_over_inputs(block)
+    block[7] *= 1000
+    assert mean_over_inputs(block) == pytest.approx(before, rel=0.005)
+    assert block.mean() > 2 * before
+
+
+def test_blocks_that_do_not_run_each_input_as_often_are_refused():
+    for block in ([], [1.0, 2.0, 3.0, 4.0]):
+        with pytest.raises(ValueError, match="not each input run 3 times"):
+            mean_over_inputs(block)
+    assert mean_over_inputs([1.0, 2.0], repeats=1) == 1.5
+
+
+@pytest.mark.parametrize("share", [0.04, 0.3])
+def test_a_ratio_of_means_is_right_for_rare_hard_inputs(share):
+    """200 processes of 10 rounds: the mean of the logs is within 1% of the truth; a median over rounds would not be."""
+    generator = np.random.default_rng(0)
+    above = [[np.full(9, 10.0)] * 10] * 200
+    below = [[mixture(generator, share) for _ in range(10)] for _ in range(200)]
+    truth_value = 10 / (1 + 4 * share)
+    logs = paired_log_ratios(above, below, means=(False, True))
+    assert logs.shape == (200,)
+    assert np.exp(logs.mean()) == pytest.approx(truth_value, rel=0.01)
+    assert paired_log_ratios(below, above, means=(True, False)) == pytest.approx(-logs)
+    assert np.exp(paired_log_ratios(above, below)).mean() == pytest.approx(10, rel=0.03)  # the easy inputs alone
+
+
+def test_without_means_each_file_has_its_medians():
+    """The default is what was there before there were means."""
+    generator = np.random.default_rng(1)
+    above, below = generator.lognormal(size=(2, 4, 5, 9))
+    expected = np.median(np.log(np.median(above, axis=2) / np.median(below, axis=2)), axis=1)
+    assert paired_log_ratios(above, below) == pytest.approx(expected)
+
+
+def test_two_means_pair_through_a_drift_that_both_see():
+    drift = [1.0, 1.7, 0.6]
+    slow = [[np.tile([2.0, 10.0], 3) * d for d in drift]] * 2
+    fast = [[np.tile([1.0, 2.0], 3) * d for d in drift]] * 2
+    assert np.exp(paired_log_ratios(slow, fast, means=(True, True))) == pytest.approx([4, 4])
+    assert np.exp(log_means(slow)) == pytest.approx([6 * np.mean(drift)] * 2)
 
 
 def test_one_process_gives_no_interval():

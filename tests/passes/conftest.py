@@ -93,7 +93,7 @@ def context(teacher, work=None, events=None, budget=None, device=DEVICE):
         cache=work,
         emit=(lambda event: None) if events is None else events.append,
         teacher_cost=forbidden,
-        forecast=forbidden,
+        forecasts=forbidden,
     )
 
 

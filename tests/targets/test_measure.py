@@ -57,6 +57,39 @@ def test_a_spread_between_processes_leaves_nothing_to_say():
     assert judge(made(1e6, spread=0.3), made(0.95e6, spread=0.3, seed=1), 0.01).verdict == "no detectable difference"
 
 
+def exiting(hard, work=5e6, seed=0, processes=6):
+    """Blocks of a file that takes 1 ms for most of 40 inputs and `work` ns for the first `hard`, each run three times."""
+    generator = np.random.default_rng(seed)
+    inputs = np.where(np.arange(40) < hard, work, 1e6)
+    return tuple(
+        tuple(tuple(int(ns) for ns in np.tile(inputs, 3) * generator.uniform(0.99, 1.01, 120)) for _ in range(5))
+        for _ in range(processes)
+    )
+
+
+def test_a_mean_is_judged_where_the_work_depends_on_the_input():
+    """Against 2 ms for every input: easy inputs take half as long, but with 16 of 40 hard ones the mean is 2.6 ms."""
+    assert judge(made(2e6), exiting(16), 0.01).verdict == "faster"
+    ratio = judge(made(2e6), exiting(16), 0.01, means=(False, True))
+    assert ratio.verdict == "slower"
+    assert ratio.ratio == pytest.approx(2 / 2.6, rel=0.01)
+    assert judge(exiting(16), made(2e6), 0.01, means=(True, False)).ratio == pytest.approx(1.3, rel=0.01)
+
+
+def test_a_preempted_run_moves_a_judged_mean_by_little():
+    calm = exiting(16)
+    first = (calm[0][0][0] * 1000, *calm[0][0][1:])
+    disturbed = ((first, *calm[0][1:]), *calm[1:])
+    before, after = (judge(made(2e6), blocks, 0.01, means=(False, True)) for blocks in (calm, disturbed))
+    assert after.ratio == pytest.approx(before.ratio, rel=0.001)
+
+
+def test_a_file_with_exits_cannot_be_told_apart_from_itself():
+    ratio = judge(exiting(10), exiting(10, seed=1), 0.01, means=(True, True))
+    assert ratio.verdict == "no detectable difference"
+    assert ratio.ratio == pytest.approx(1, rel=0.005)
+
+
 def test_measuring_until_it_is_precise_does_not_tell_equal_files_apart():
     """The rule that stops the sampling looks at the data; its verdict still errs less than one time in twenty."""
     told_apart, settings = 0, Settings()
@@ -101,6 +134,10 @@ def test_every_sample_is_kept_and_survives_json(device, linear):
     assert latency.load_ms > 0
     assert latency.first_ms > 0
     assert Measured.model_validate_json(measured.model_dump_json()) == measured
+    assert measured.skips == (False, False)
+    assert latency.mean_ms is None
+    older = Measured.model_validate(measured.model_dump(exclude={"skips"}))  # written before files could skip
+    assert older.ratio(0) == measured.ratio(0)
 
 
 def test_one_file_alone_has_no_ratio(device, linear):

@@ -1,0 +1,76 @@
+"""Which structures are looked at: drawn at first, then bred from the better half (regularised by nothing but the rank).
+
+Source of the scheme: DisWOT's evolutionary search (Dong et al. 2023, arXiv:2303.15678).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from random import Random
+from typing import TYPE_CHECKING
+
+from kdc.core.contract import Context, named_seed
+from passes.search.examine import Examiner
+from passes.search.journal import Candidate
+from passes.search.members import Members
+from passes.search.spaces import Student, key
+
+if TYPE_CHECKING:
+    from passes.search import Search
+
+TOGETHER = 4  # candidates timed in one go: few, so that what they teach of the limit guides the next
+DRAWS = 60  # drawn for each one wanted before the space is taken to be exhausted
+LOOKED = 4  # looked at, timed ones too, for each one wanted
+
+
+def breed(settings: Search, context: Context, members: Members, examiner: Examiner) -> list[Candidate]:
+    """Candidates that fit, the best rank first; deterministic for the same seed and the same measurements."""
+    # From the smallest members on, each time: what the journal holds of later candidates must not change the draws.
+    pool = {candidate.key: candidate for candidate in examiner.look(members.smallest()) if candidate.fits}
+    first = Random(named_seed(context.seed, context.step, "draw"))
+    _fill(pool, settings.population, examiner, lambda: members.draw(first))
+    for generation in range(settings.generations):
+        parents = ranked(pool)[: max(2, settings.population // 2)]
+        if not parents:
+            break
+        random = Random(named_seed(context.seed, context.step, "generation", generation))
+
+        def child(parents: list[Candidate] = parents, random: Random = random) -> Student:
+            one, other = random.choice(parents), random.choice(parents)
+            if one is other or random.random() < 0.5:
+                return members.mutate(one.student, random)
+            return members.cross(one.student, other.student, random)
+
+        _fill(pool, len(pool) + settings.population // 2, examiner, child)
+    return ranked(pool)
+
+
+def ranked(pool: dict[str, Candidate]) -> list[Candidate]:
+    """The families' best in turn, then their second best, and so on: ranks of unlike families do not compare."""
+    families: dict[str, list[Candidate]] = {}
+    for candidate in sorted(pool.values(), key=lambda c: (-c.score, c.key)):
+        families.setdefault(candidate.family, []).append(candidate)
+    depth = max(map(len, families.values()), default=0)
+    return [own[place] for place in range(depth) for own in families.values() if place < len(own)]
+
+
+def _fill(pool: dict[str, Candidate], wanted: int, examiner: Examiner, propose: Callable[[], Student]) -> None:
+    """Look at proposals until the pool holds as many that fit, or the proposals bring nothing new."""
+    met = set(pool)
+    missing = wanted - len(pool)
+    draws, looked = DRAWS * missing, LOOKED * missing
+    while len(pool) < wanted and draws > 0 and looked > 0:
+        batch: list[Student] = []
+        while len(batch) < min(TOGETHER, looked) and draws > 0:
+            draws -= 1
+            student = propose()
+            if key(student) in met:
+                continue
+            met.add(key(student))
+            if examiner.journal.find(student) is None:
+                sized = examiner.sized(student)
+                if sized.failure is None and (examiner.hopeless(sized) or examiner.needless(sized)):
+                    continue
+            batch.append(student)
+        looked -= len(batch)
+        pool.update((candidate.key, candidate) for candidate in examiner.look(batch) if candidate.fits)

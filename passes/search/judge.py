@@ -1,0 +1,97 @@
+"""Short distillations: the worse half leaves, the rest goes on for twice as long, until one is left.
+
+The best structure under plain training is often not the best under distillation, so that candidates are judged by the
+loop that will train the winner. Source: successive halving (Jamieson & Talwalkar 2016, arXiv:1502.07943, algorithm 1).
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from safetensors.torch import load_file
+from torch import nn
+
+from kdc.core.contract import Context
+from kdc.core.errors import ModelError
+from kdc.core.observe import Note
+from kdc.core.weights import save_weights
+from kdc.distill.loop import train
+from kdc.distill.settings import Training
+from kdc.distill.teacher import points, predict
+from passes.search.journal import Candidate, Journal
+from passes.search.members import Members
+from passes.search.spaces import describe
+
+if TYPE_CHECKING:
+    from passes.search import Search
+
+WINNER = "winner.safetensors"
+
+
+def judge(
+    finalists: list[Candidate], settings: Search, context: Context, members: Members, journal: Journal
+) -> Candidate:
+    """The candidate that is best on the validation split; its weights so far lie in the step's work folder.
+
+    Raises: ModelError where every finalist fails in training.
+    """
+    alive, round_ = finalists, 0
+    while len(alive) > 1:
+        judged = [_distilled(one, round_, settings, context, members, journal) for one in alive]
+        working = [one for one in judged if one.failure is None]
+        if not working:
+            raise ModelError(f"{context.step}: every candidate failed in training: {judged[0].failure}")
+        # Of equal points the one of fewer operations goes on.
+        working.sort(key=lambda one: (-one.points[round_], one.macs, one.key))
+        alive = working[: max(1, len(alive) // 2)]
+        best = alive[0]
+        context.emit(
+            Note(f"{context.step}: {len(alive)} of {len(judged)} stay after {settings.epochs * 2**round_} epochs; best "
+                 f"{best.points[round_]:.2f}: {describe(best.student)}")
+        )  # fmt: skip
+        round_ += 1
+    (winner,) = alive
+    weights = context.work / f"{winner.key}.safetensors"
+    if weights.exists():
+        save_weights(load_file(weights), context.work / WINNER)
+    return winner
+
+
+def trained(model: nn.Module, context: Context, training: Training) -> nn.Module:
+    """The student trained to its end, from where its short distillation left it if its weights are here."""
+    weights = context.work / WINNER
+    if weights.exists():
+        state = load_file(weights)
+        own = model.state_dict()
+        # The decision may have been edited since: another structure starts from its first weights.
+        if {n: t.shape for n, t in state.items()} == {n: t.shape for n, t in own.items()}:
+            model.load_state_dict(state)
+    return train(model, context, training)
+
+
+def _distilled(
+    candidate: Candidate, round_: int, settings: Search, context: Context, members: Members, journal: Journal
+) -> Candidate:
+    """The candidate with the points of this round, trained now unless it was before."""
+    if len(candidate.points) > round_:
+        return candidate
+    part = context.named(f"{candidate.key}.{round_}")
+    weights = context.work / f"{candidate.key}.safetensors"
+    model = members.build(candidate.student)
+    if round_ > 0:
+        model.load_state_dict(load_file(weights))
+    training = settings.training.model_copy(update={"epochs": settings.epochs * 2**round_})
+    context.emit(Note(f"{context.step}: distilling {describe(candidate.student)}"))
+    try:
+        model = train(model, part, training)
+    except ModelError as error:
+        return _noted(journal, candidate.model_copy(update={"failure": str(error).splitlines()[0]}))
+    split = context.data.validation
+    found = points(predict(model, split), split, context)
+    save_weights(model.state_dict(), weights)
+    return _noted(journal, candidate.model_copy(update={"points": (*candidate.points, found)}))
+
+
+def _noted(journal: Journal, candidate: Candidate) -> Candidate:
+    journal.put(candidate)
+    return candidate
