@@ -23,7 +23,7 @@ INTEGER_TOLERANCE_POINTS = 0.5  # of the task's metric; rounding ties fall diffe
 def same_interface(step: str, before: Artifact[Any], after: Artifact[Any]) -> None:
     """A step leaves the names, shapes and types of inputs and outputs as they were.
 
-    It may fix a size that was free (an `If` decides for a batch of one) and give further outputs behind the others.
+    It may fix the batch or free it again (an `If` decides for a batch of one) and give further outputs behind the others.
     """
     kept = after.outputs[: len(before.outputs)]
     pairs = [*zip(before.inputs, after.inputs, strict=False), *zip(before.outputs, kept, strict=False)]
@@ -34,9 +34,10 @@ def same_interface(step: str, before: Artifact[Any], after: Artifact[Any]) -> No
 
 
 def _fits(was: TensorSpec, now: TensorSpec) -> bool:
-    """Whether `now` is `was`, or `was` with free sizes fixed."""
-    same = (was.name, was.dtype, len(was.shape)) == (now.name, now.dtype, len(now.shape))
-    return same and all(a == b or isinstance(a, str) for a, b in zip(was.shape, now.shape, strict=True))
+    """Whether `now` is `was`, but for a first size that is free in one of them."""
+    free = any(isinstance(size, str) for spec in (was, now) for size in spec.shape[:1])
+    shapes = [spec.shape[1:] if free else spec.shape for spec in (was, now)]
+    return (was.name, was.dtype, len(was.shape), shapes[0]) == (now.name, now.dtype, len(now.shape), shapes[1])
 
 
 def untouched(step: str, digest: str, artifact: Artifact[Any]) -> None:

@@ -15,7 +15,7 @@ from kdc.core.cascade import Cascade
 from kdc.core.contract import Fact
 from kdc.core.errors import FolderError, LawError
 from kdc.core.spec import DeviceFile
-from kdc.distill.teacher import predict
+from kdc.distill.teacher import EVALUATION_BATCH, predict
 from kdc.driver import folder
 from kdc.driver.compress import LOCK, REPORT, STAGED, STRUCTURE
 from kdc.driver.inputs import Inputs, load
@@ -57,7 +57,7 @@ def check(out: Path) -> Checked:
     error = verify.parity(report.ships, expected, exported, floating, points)
     lines.append(f"parity: torch and {report.ships} differ by at most {error:.2g} of the outputs' size")
     if isinstance(student.model, Cascade):
-        _, there = _run(out / STAGED, inputs) if report.ships != STAGED else (exported, taken)
+        _, there = _run(out / STAGED, inputs, batch=1) if report.ships != STAGED else (exported, taken)
         decisions = {"torch": decided(student.model, split), "file": taken, "stages": there}
         differing = verify.same_decisions(report.ships, decisions, floating)
         lines.append(f"decisions: the files agree on every sample's exit; torch differs on {differing} of {len(split)}")
@@ -68,9 +68,9 @@ def check(out: Path) -> Checked:
     return Checked(tuple(lines))
 
 
-def _run(path: Path, inputs: Inputs) -> tuple[Array, Array | None]:
+def _run(path: Path, inputs: Inputs, batch: int = EVALUATION_BATCH) -> tuple[Array, Array | None]:
     file = DeviceFile(path, inputs.device.runtime)
-    return run_over(runtime_of(inputs.device).load(file, inputs.device), inputs.data.test)
+    return run_over(runtime_of(inputs.device).load(file, inputs.device), inputs.data.test, batch=batch)
 
 
 def rebuild(out: Path, inputs: Inputs) -> Artifact[torch.nn.Module]:

@@ -149,7 +149,7 @@ class Lowering:
         with TemporaryDirectory(prefix="kdc-staged-") as folder:
             plan = write(stage(onnx_ir.load(onnx), self.inputs.teacher.inputs), Path(folder))
             staged = DeviceFile(plan, file.runtime)
-            _, taken_there = self._run(staged, split, f"{made.name}: validation in stages")
+            _, taken_there = self._run(staged, split, f"{made.name}: validation in stages", batch=1)
             decisions = {"torch": decided(made.artifact.model, split), "file": taken, "stages": taken_there}
             record["disagreeing"] = verify.same_decisions(made.name, decisions, floating)
             files = {path.name: partial(shutil.copyfile, path) for path in self.runtime.files(staged)}
@@ -165,11 +165,13 @@ class Lowering:
             entry = self.steps.store.write(name, parts, {}, _writers(outputs, taken))
         return _loaded(entry)
 
-    def _run(self, file: DeviceFile, split: Split, what: str) -> tuple[Array, Array | None]:
+    def _run(
+        self, file: DeviceFile, split: Split, what: str, batch: int = EVALUATION_BATCH
+    ) -> tuple[Array, Array | None]:
         def report(done: int) -> None:
             self.steps.emit(Progress(what, done, len(split), "sample"))
 
-        return run_over(self.runtime.load(file, self.inputs.device), split, report)
+        return run_over(self.runtime.load(file, self.inputs.device), split, report, batch)
 
     def _evaluation_parts(self, file: DeviceFile, split: str) -> Parts:
         return {
@@ -312,21 +314,25 @@ class _Flatten(nn.Module):
 
 
 def run_over(
-    engine: Engine, split: Split, report: Callable[[int], None] = lambda done: None
+    engine: Engine,
+    split: Split,
+    report: Callable[[int], None] = lambda done: None,
+    batch: int = EVALUATION_BATCH,
 ) -> tuple[Array, Array | None]:
     """A loaded file's outputs over a split, [n, ...], and the exits taken, [n], where it tells them.
 
-    A file whose batch size is fixed is run in such batches; `report` is told how many samples are done.
+    A file whose batch size is fixed is run in such batches, others in batches of `batch` (kernels may sum in another
+    order for another size); `report` is told how many samples are done.
     """
     size = engine.inputs[0].shape[0]
     outputs: list[Array] = []
     taken: list[Array] = []
     done, told = 0, 0
-    for batch in split.batches(size if isinstance(size, int) else EVALUATION_BATCH):
-        found = engine.run([tensor.numpy() for tensor in batch.inputs])
+    for part in split.batches(size if isinstance(size, int) else batch):
+        found = engine.run([tensor.numpy() for tensor in part.inputs])
         outputs.append(found[0])
         taken += found[1:2]
-        done += len(batch)
+        done += len(part)
         if done - told >= EVALUATION_BATCH or done == len(split):
             report(told := done)
     return np.concatenate(outputs), np.concatenate(taken) if taken else None
