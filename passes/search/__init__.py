@@ -101,7 +101,7 @@ class Search(Pass[Structure]):
 
     def apply(self, artifact: Any, decision: Structure) -> Any:
         """The student of this structure with its first weights: drawn by the decision's seed, or cut from the model's."""
-        from passes.search.members import build
+        from passes.search.construct import build
 
         return artifact.with_model(build(decision.student, artifact, decision.seed))
 

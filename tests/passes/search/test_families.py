@@ -8,7 +8,8 @@ from torch import nn
 
 from kdc.core.trace import trace
 from passes.search.families import InvertedResidual, Separable
-from passes.search.members import Members, build
+from passes.search.construct import build
+from passes.search.members import Members
 from passes.search.spaces import (
     MobileBlock,
     MobileSpace,

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from kdc.core.errors import ModelError
-from passes.search.members import build
+from passes.search.construct import build
 from passes.search.ranking import MOST_CLASSES, Reference, diswot, parameters
 from passes.search.spaces import MobileBlock, MobileStudent, PlainLayer, PlainStudent, ResidualBlock, ResidualStudent
 

@@ -130,7 +130,9 @@ def test_the_students_training_goes_on_from_the_short_distillations(teacher, con
 
 
 def test_a_budget_below_the_smallest_member_says_the_floor(teacher, context_of):
-    with pytest.raises(BudgetError, match=r"no student of these spaces meets the budget.*the smallest, plain 4") as said:
+    with pytest.raises(
+        BudgetError, match=r"no student of these spaces meets the budget.*the smallest, plain 4"
+    ) as said:
         Search(**TINY).decide(teacher, context_of(Budget(macs=100)))
     assert "macs 100" in str(said.value)
     assert "million MACs" in str(said.value)

@@ -10,7 +10,8 @@ from torch import nn
 from kdc.core.errors import ModelError
 from kdc.core.spec import TensorSpec
 from kdc.core.trace import trace
-from passes.search.members import Members, build
+from passes.search.construct import build
+from passes.search.members import Members
 from passes.search.shrink import Shrinker, count, parts, shrink
 from passes.search.spaces import ShrunkSpace, ShrunkStudent
 
