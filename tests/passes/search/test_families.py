@@ -7,8 +7,8 @@ import torch
 from torch import nn
 
 from kdc.core.trace import trace
-from passes.search.families import InvertedResidual, Separable
 from passes.search.construct import build
+from passes.search.families import InvertedResidual, Separable
 from passes.search.members import Members
 from passes.search.spaces import (
     MobileBlock,
