@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any, get_args
 
 import typer
 
 if TYPE_CHECKING:
     from pydantic import BaseModel
+
+FAMILY = "family"  # what tells the models of a union apart
 
 
 def passes(name: Annotated[str | None, typer.Argument(help="show this pass's settings")] = None) -> None:
@@ -50,6 +52,20 @@ def _rows(settings: BaseModel, prefix: str) -> Iterator[tuple[str, str, str]]:
                 yield from _rows(item, f"{name}.{i}.")
         else:
             yield name, "–" if value is None else str(value), field.description or ""
+            for kind in _choices(field.annotation) if value is None else ():
+                label = next(iter(get_args(kind.model_fields[FAMILY].annotation)))
+                yield f"{name}: {label}", "", _summary(kind)
+                for own, part in kind.model_fields.items():
+                    if own != FAMILY:
+                        default = "given" if part.is_required() else str(part.default)
+                        yield f"  {own}", default, part.description or ""
+
+
+def _choices(annotation: Any) -> list[type[BaseModel]]:
+    """The models of a union that is told apart by `family`, wherever it stands in an annotation."""
+    if isinstance(annotation, type) and FAMILY in getattr(annotation, "model_fields", {}):
+        return [annotation]
+    return [kind for part in get_args(annotation) for kind in _choices(part)]
 
 
 def _summary(kind: type) -> str:

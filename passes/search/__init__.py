@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, ClassVar, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from kdc.core.budget import Budget
 from kdc.core.contract import Context, Contract, Decision, Fact, Pass
@@ -36,7 +36,6 @@ class Search(Pass[Structure]):
 
     spaces: tuple[Space, ...] | None = Field(
         default=None,
-        min_length=1,
         description="where structures come from: families plain, residual, mobile; shrunk, the incoming model with less of "
         "it; own, your callable; absent: the first four, as far as they can take the model's inputs",
     )
@@ -63,6 +62,13 @@ class Search(Pass[Structure]):
         default=0.1, ge=0, lt=1, description="share of every limit that is left free by the forecast"
     )
     training: Training = Field(default=Training(), description="of the student that was found")
+
+    @field_validator("spaces")
+    @classmethod
+    def _not_empty(cls, spaces: tuple[Space, ...] | None) -> tuple[Space, ...] | None:
+        if spaces == ():  # not min_length: that would be told again of a list whose only space is wrong
+            raise ValueError("at least one space; leave the key out for all that fit")
+        return spaces
 
     @model_validator(mode="after")
     def _agree(self) -> Search:

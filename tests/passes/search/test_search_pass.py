@@ -164,7 +164,7 @@ def test_candidates_that_fail_are_told_and_more_than_half_of_them_end_the_search
 @pytest.mark.parametrize(
     ("settings", "said"),
     [
-        ({"spaces": ()}, "at least 1 item"),
+        ({"spaces": ()}, "at least one space"),
         ({"spaces": ({"family": "plain", "depth": (6, 3)},)}, "depth: the least, 6, is above the most, 3"),
         ({"spaces": ({"family": "plain", "channels": ()},)}, "channels: expected at least one choice"),
         ({"population": 4, "finalists": 8}, "finalists, 8, are more than the population, 4"),
