@@ -10,7 +10,16 @@ from kdc.core.budget import Budget
 from kdc.core.contract import Context, Contract, Decision, Fact, Pass
 from kdc.core.device import Device
 from kdc.distill.settings import Training
-from passes.search.spaces import MobileSpace, OwnSpace, PlainSpace, ResidualSpace, ShrunkSpace, Space, Student
+from passes.search.spaces import (
+    MobileSpace,
+    OwnSpace,
+    OwnStudent,
+    PlainSpace,
+    ResidualSpace,
+    ShrunkSpace,
+    Space,
+    Student,
+)
 
 DEFAULT_KEEP_MACS = 0.1
 DEFAULT_SPACES = (PlainSpace(), ResidualSpace(), MobileSpace(), ShrunkSpace())
@@ -38,6 +47,10 @@ class Search(Pass[Structure]):
         default=None,
         description="where structures come from: families plain, residual, mobile; shrunk, the incoming model with less of "
         "it; own, your callable; absent: the first four, as far as they can take the model's inputs",
+    )
+    student: Student | None = Field(
+        default=None,
+        description="this structure, and nothing is searched: `student` of an earlier decision, as it is or edited",
     )
     ranking: Literal["diswot", "parameters", "random"] = Field(
         default="parameters",
@@ -82,18 +95,21 @@ class Search(Pass[Structure]):
 
     def measures(self, budget: Budget) -> bool:
         """Whether candidates are timed on the target."""
-        return any(
-            limit is not None
-            for limit in (budget.latency_ms, budget.min_speedup, budget.size_mb, budget.peak_memory_mb)
-        )
+        limits = (budget.latency_ms, budget.min_speedup, budget.size_mb, budget.peak_memory_mb)
+        return self.student is None and any(limit is not None for limit in limits)
 
     def reads(self, budget: Budget) -> tuple[str, ...]:
         """What a candidate may cost."""
+        if self.student is not None:
+            return ()
         return ("latency_ms", "min_speedup", "size_mb", "macs", "peak_memory_mb")
 
     def code(self) -> tuple[str, ...]:
         """The callables of the user's own spaces."""
-        return tuple(space.build for space in self.spaces or () if isinstance(space, OwnSpace))
+        named = {space.build for space in self.spaces or () if isinstance(space, OwnSpace)}
+        if isinstance(self.student, OwnStudent):
+            named.add(self.student.build)
+        return tuple(sorted(named))
 
     def decide(self, artifact: Any, context: Context) -> Structure:
         """Breed, measure and distil candidates; the best of them.
@@ -103,6 +119,8 @@ class Search(Pass[Structure]):
         """
         from passes.search.decide import decide
 
+        if self.student is not None:
+            return Structure(student=self.student, seed=context.seed)
         return decide(self, artifact, context)
 
     def apply(self, artifact: Any, decision: Structure) -> Any:

@@ -129,6 +129,15 @@ def test_the_students_training_goes_on_from_the_short_distillations(teacher, con
     assert any(not torch.equal(fresh[name], gone_on[name]) for name in fresh)
 
 
+def test_a_structure_named_by_hand_is_taken_as_it_is(teacher, context_of):
+    student = PlainStudent(layers=(PlainLayer(channels=5, stride=2),))
+    settings = Search(**TINY, student=student)
+    assert not settings.measures(Budget(latency_ms=1))
+    decision = settings.decide(teacher, context_of(Budget(latency_ms=1e-9)))
+    assert decision.student == student
+    assert settings.apply(teacher, decision).model.layers[0][0].weight.shape == (5, 1, 3, 3)
+
+
 def test_a_budget_below_the_smallest_member_says_the_floor(teacher, context_of):
     with pytest.raises(
         BudgetError, match=r"no student of these spaces meets the budget.*the smallest, plain 4"
