@@ -1,4 +1,4 @@
-"""Which structures are looked at: drawn at first, then bred from the better half (regularised by nothing but the rank).
+"""Which structures are looked at: drawn at first, then bred from the better half.
 
 Source of the scheme: DisWOT's evolutionary search (Dong et al. 2023, arXiv:2303.15678).
 """
@@ -46,12 +46,42 @@ def breed(settings: Search, context: Context, members: Members, examiner: Examin
 
 
 def ranked(pool: dict[str, Candidate]) -> list[Candidate]:
-    """The families' best in turn, then their second best, and so on: ranks of unlike families do not compare."""
+    """The families in turn, each in the order of its fronts by rank and MACs.
+
+    Ranks of unlike families do not compare. Within one, the best rank alone breeds extremes, such as all parameters in
+    the last layers: so a candidate is kept back only by one that is above it in rank and does more work, too.
+    """
     families: dict[str, list[Candidate]] = {}
     for candidate in sorted(pool.values(), key=lambda c: (-c.score, c.key)):
         families.setdefault(candidate.family, []).append(candidate)
-    depth = max(map(len, families.values()), default=0)
-    return [own[place] for place in range(depth) for own in families.values() if place < len(own)]
+    ordered = [[one for own in _fronts(members) for one in own] for members in families.values()]
+    depth = max(map(len, ordered), default=0)
+    return [own[place] for place in range(depth) for own in ordered if place < len(own)]
+
+
+def _fronts(members: list[Candidate]) -> list[list[Candidate]]:
+    """Fronts by rank and MACs, the first one outermost; each from its middle on, so that its beginning is spread over it."""
+    fronts: list[list[Candidate]] = []
+    left = members
+    while left:
+        front = [one for one in left if not any(o.score > one.score and o.macs > one.macs for o in left)]
+        fronts.append([front[place] for place in _spread(len(front))])
+        taken = {one.key for one in front}
+        left = [one for one in left if one.key not in taken]
+    return fronts
+
+
+def _spread(count: int) -> list[int]:
+    """Places 0 to count - 1 so that every beginning of the list is spread over them: the middle, then the quarters."""
+    order: list[int] = []
+    gaps = [(-1, count)]
+    while gaps:
+        low, high = gaps.pop(0)
+        middle = (low + high) // 2
+        if low < middle < high:
+            order.append(middle)
+            gaps += [(low, middle), (middle, high)]
+    return order
 
 
 def _fill(pool: dict[str, Candidate], wanted: int, examiner: Examiner, propose: Callable[[], Student]) -> None:
