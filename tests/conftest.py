@@ -64,23 +64,28 @@ passes:
 @pytest.fixture(scope="session")
 def shapes_weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The teacher's weights, trained once a session."""
+    path = tmp_path_factory.mktemp("weights") / "teacher.safetensors"
+    train_teacher(TEACHER + DATA, path, epochs=12, learning_rate=3e-3)
+    return path
+
+
+def train_teacher(source: str, path: Path, *, epochs: int, learning_rate: float) -> None:
+    """Train what `build` in this source makes on what its `load` gives, and save the weights."""
     from safetensors.torch import save_file
 
-    folder = tmp_path_factory.mktemp("weights")
     names: dict = {}
-    exec(TEACHER + DATA, names)
+    exec(source, names)
     images, labels = names["load"]()["train"]
     with torch.random.fork_rng():
         torch.manual_seed(0)
         model = names["build"]().train()
-        optimizer = torch.optim.AdamW(model.parameters(), 3e-3)
-        for _ in range(12):
+        optimizer = torch.optim.AdamW(model.parameters(), learning_rate)
+        for _ in range(epochs):
             for x, y in zip(torch.tensor(images).split(60), torch.tensor(labels).split(60), strict=True):
                 optimizer.zero_grad()
                 torch.nn.functional.cross_entropy(model(x), y).backward()
                 optimizer.step()
-    save_file(model.state_dict(), folder / "teacher.safetensors")
-    return folder / "teacher.safetensors"
+    save_file(model.state_dict(), path)
 
 
 @pytest.fixture

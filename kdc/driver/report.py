@@ -9,7 +9,7 @@ from pydantic import BaseModel, Field
 from kdc.core.budget import Verdict
 from targets.measure import Latency, Ratio
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 
 
 class Metric(BaseModel, frozen=True, extra="forbid"):

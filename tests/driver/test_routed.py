@@ -8,13 +8,12 @@ from pathlib import Path
 import numpy as np
 import onnxruntime
 import pytest
-import torch
-from safetensors.torch import save_file
 
 from kdc.driver.check import check
 from kdc.driver.compress import compress
 from kdc.driver.recipe import load_recipe
 from passes import PASSES
+from tests.conftest import train_teacher
 
 pytestmark = pytest.mark.slow
 
@@ -73,19 +72,7 @@ def project(tmp_path_factory):
     folder = tmp_path_factory.mktemp("routed")
     (folder / "teacher.py").write_text(TEACHER)
     (folder / "data.py").write_text(DATA)
-    names: dict = {}
-    exec(TEACHER + DATA, names)
-    images, labels = names["load"]()["train"]
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        model = names["build"]().train()
-        optimizer = torch.optim.AdamW(model.parameters(), 2e-3)
-        for _ in range(8):
-            for x, y in zip(torch.tensor(images).split(60), torch.tensor(labels).split(60), strict=True):
-                optimizer.zero_grad()
-                torch.nn.functional.cross_entropy(model(x), y).backward()
-                optimizer.step()
-    save_file(model.state_dict(), folder / "teacher.safetensors")
+    train_teacher(TEACHER + DATA, folder / "teacher.safetensors", epochs=8, learning_rate=2e-3)
     return folder
 
 
@@ -117,7 +104,6 @@ def test_both_forms_send_every_input_to_the_same_exit_without_kdc(finished, proj
     names: dict = {}
     exec(DATA, names)
     images, labels = names["load"]()["test"]
-    np.savez(tmp_path / "inputs.npz", images)
     np.savez(tmp_path / "inputs.npz", **{"0": images})
     folder = tmp_path / "elsewhere"
     folder.mkdir()

@@ -5,6 +5,7 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from random import Random
 
 import pytest
 import torch
@@ -12,9 +13,12 @@ import torch
 from kdc.core.errors import DataError, ModelError
 from kdc.core.usercode import call, load_callable
 from kdc.core.weights import load_weights
+from kdc.driver.inputs import load
 from kdc.driver.recipe import load_recipe
 from kdc.tasks.classification import task_of
 from kdc.tasks.data import input_specs, load_splits
+from passes import PASSES
+from passes.search.members import Members
 
 PAGE = Path(__file__).parents[2] / "docs" / "bring-your-own.md"
 
@@ -70,6 +74,20 @@ def test_the_pages_flags_and_its_recipe_mean_the_same(example: Path, monkeypatch
         {},
     )
     assert by_flags == load_recipe(example / "my" / "recipe.yaml", {}, [], {})
+
+
+def test_the_pages_own_space_is_searched_as_pasted(example: Path):
+    yaml = re.findall(r"```yaml\n(.*?)```", PAGE.read_text(), re.DOTALL)
+    (example / "my" / "search.yaml").write_text(yaml[0] + yaml[1])
+    recipe = load_recipe(example / "my" / "search.yaml", {}, [], PASSES)
+    assert recipe.passes is not None
+    search = recipe.passes[0]
+    inputs = load(recipe)
+    members = Members(inputs.teacher, search.spaces, 0)
+    members.check()
+    built = [members.build(members.draw(Random(seed))) for seed in range(4)]
+    assert len({members.size(model) for model in built}) > 1
+    assert search.code() == (f"{example / 'my' / 'net.py'}:build",)
 
 
 @pytest.mark.slow
