@@ -18,8 +18,8 @@ from kdc.core.spec import DeviceFile
 from kdc.distill.teacher import EVALUATION_BATCH, predict
 from kdc.driver import folder
 from kdc.driver.compress import LOCK, REPORT, STAGED, STRUCTURE
+from kdc.driver.evaluate import Array, decided, run_over
 from kdc.driver.inputs import Inputs, load
-from kdc.driver.lowering import Array, decided, run_over
 from kdc.driver.plan import facts_of
 from kdc.driver.recipe import load_recipe
 from kdc.driver.report import Report

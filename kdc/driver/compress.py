@@ -15,6 +15,7 @@ from kdc.core.observe import Emit, Note, silent
 from kdc.core.store import Store, key_of
 from kdc.driver import folder
 from kdc.driver.clock import Clock, TimeUpError
+from kdc.driver.evaluate import Array
 from kdc.driver.inputs import Inputs, load
 from kdc.driver.lowering import Candidate, Lowering
 from kdc.driver.plan import Plan, make
@@ -199,8 +200,8 @@ class _Run:
         split, task = self.inputs.data.test, self.inputs.task
         labels = split.labels.numpy()
         shipped = judged[chosen].candidate
-        teacher_outputs, _ = self.lowering.test_outputs(teacher)
-        student_outputs, taken = self.lowering.test_outputs(shipped)
+        teacher_outputs, _ = self._tested(teacher)
+        student_outputs, taken = self._tested(shipped)
         scores = [task.scores(outputs, labels) for outputs in (teacher_outputs, student_outputs)]
         generator = np.random.default_rng(named_seed(self.inputs.recipe.seed, "drop", "test"))
         drop = Drop(**stats.paired_drop(scores[0], scores[1], generator)._asdict())
@@ -210,7 +211,7 @@ class _Run:
         on_test = None
         if taken is not None:
             plain = judged[chosen - 1].candidate if chosen else teacher
-            without, _ = self.lowering.test_outputs(plain)
+            without, _ = self._tested(plain)
             on_test = routing(self.lowering, shipped, plain, "test", split, (student_outputs, taken), without)
         return Report(
             target=self.inputs.device.name,
@@ -236,6 +237,9 @@ class _Run:
             environment={**measured.environment, "libraries": versions(("torch", "onnx", "onnxruntime", "kdc"))},
             seconds=round(self.clock.seconds, 1),
         )
+
+    def _tested(self, candidate: Candidate) -> tuple[Array, Array | None]:
+        return self.lowering.evaluation.test(candidate.label, candidate.file)
 
     def _row(self, judged: Judged, selected: bool, minutes: float, routed: Routing | None) -> StepRow:
         candidate = judged.candidate

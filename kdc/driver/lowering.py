@@ -2,42 +2,33 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property, partial
+from functools import cached_property
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-import numpy as np
 import onnx_ir
 import torch
 from torch import nn
 
-from kdc.core import verify
 from kdc.core.artifact import Artifact, example
 from kdc.core.budget import Cost
-from kdc.core.cascade import Cascade
 from kdc.core.contract import Context, Fact
-from kdc.core.data import Split
 from kdc.core.errors import KdcError
-from kdc.core.observe import Note, Progress, silent
+from kdc.core.observe import Note, silent
 from kdc.core.spec import DeviceFile
-from kdc.core.store import Entry, Parts, key_of, sha256_of
-from kdc.distill.teacher import EVALUATION_BATCH, fast, predict
+from kdc.core.store import Parts, key_of, sha256_of
+from kdc.driver.evaluate import Array, Evaluation, loaded
 from kdc.driver.lint import lint
-from kdc.driver.plan import Plan, Planned, facts_of
-from kdc.driver.sources import digests, versions
+from kdc.driver.plan import Plan, Planned
 from kdc.driver.steps import ONNX, Forecasts, Made, Steps, measuring_parts
 from kdc.numerics.cost import count
-from passes.export.staged import HOST, PLAN, write
-from passes.export.staged import split as stage
+from passes.export.staged import PLAN
 from targets.measure import peak_memories, quick_latencies
-from targets.runtime import Engine, runtime_of
+from targets.runtime import runtime_of
 
-Array = np.ndarray[Any, Any]
-OUTPUTS, TAKEN = "outputs.npy", "exits.npy"
 TOGETHER = 8  # files timed in one process beside the teacher
 FORECAST_SECONDS = 1.0
 SCRATCH_SAMPLES = 64
@@ -98,6 +89,7 @@ class Lowering:
     def __init__(self, steps: Steps, plan: Plan) -> None:
         self.steps, self.plan, self.inputs = steps, plan, steps.inputs
         self.runtime = runtime_of(self.inputs.device)
+        self.evaluation = Evaluation(steps)
 
     @cached_property
     def teacher(self) -> Candidate:
@@ -117,8 +109,8 @@ class Lowering:
                 onnx = self.steps.folder_of(lowered) / ONNX
                 see(lowered.artifact.model)
         file: DeviceFile = lowered.artifact.model
-        entry = self._evaluated(made, file, onnx)
-        outputs, taken = _loaded(entry)
+        entry = self.evaluation.validation(made, file, onnx)
+        outputs, taken = loaded(entry)
         labels, task = self.inputs.data.validation.labels.numpy(), self.inputs.task
         scores, metrics = task.scores(outputs, labels), task.metrics(outputs, labels, teacher)
         parity = float(entry.record["parity"])
@@ -126,63 +118,6 @@ class Lowering:
         differing = int(entry.record.get("disagreeing", 0))
         sha256 = sha256_of(file.path)
         return Candidate(made, onnx, file, sha256, outputs, scores, metrics, parity, taken, staged, differing)
-
-    def _evaluated(self, made: Made, file: DeviceFile, onnx: Path) -> Entry:
-        """The file's outputs on the validation split in the runtime, and how far they are from torch's; stored.
-
-        A cascade is held to the law that torch, its file and its staged files decide alike.
-        """
-        name, parts = f"{made.name}+evaluate", self._evaluation_parts(file, "validation")
-        entry = self.steps.store.find(name, key_of(parts))
-        if entry is not None:
-            return entry
-        split, task = self.inputs.data.validation, self.inputs.task
-        outputs, taken = self._run(file, split, f"{made.name}: validation")
-        expected = predict(made.artifact.model, split).numpy()
-        labels = split.labels.numpy()
-        points = [100.0 * float(task.scores(o, labels).mean()) for o in (expected, outputs)]
-        floating = Fact.FLOAT in facts_of(made.artifact.lineage, self.inputs.device)
-        error = verify.parity(made.name, expected, outputs, floating, points)
-        record = {"parity": error, "points": points}
-        if not isinstance(made.artifact.model, Cascade):
-            return self.steps.store.write(name, parts, record, _writers(outputs, taken))
-        with TemporaryDirectory(prefix="kdc-staged-") as folder:
-            plan = write(stage(onnx_ir.load(onnx), self.inputs.teacher.inputs), Path(folder))
-            staged = DeviceFile(plan, file.runtime)
-            _, taken_there = self._run(staged, split, f"{made.name}: validation in stages", batch=1)
-            decisions = {"torch": decided(made.artifact.model, split), "file": taken, "stages": taken_there}
-            record["disagreeing"] = verify.same_decisions(made.name, decisions, floating)
-            files = {path.name: partial(shutil.copyfile, path) for path in self.runtime.files(staged)}
-            files[HOST] = partial(shutil.copyfile, plan.with_name(HOST))
-            return self.steps.store.write(name, parts, record, {**_writers(outputs, taken), **files})
-
-    def test_outputs(self, candidate: Candidate) -> tuple[Array, Array | None]:
-        """The file's outputs and exits on the test split: for the student that won and what it is compared with."""
-        name, parts = f"{candidate.label}+test", self._evaluation_parts(candidate.file, "test")
-        entry = self.steps.store.find(name, key_of(parts))
-        if entry is None:
-            outputs, taken = self._run(candidate.file, self.inputs.data.test, f"{candidate.label}: test")
-            entry = self.steps.store.write(name, parts, {}, _writers(outputs, taken))
-        return _loaded(entry)
-
-    def _run(
-        self, file: DeviceFile, split: Split, what: str, batch: int = EVALUATION_BATCH
-    ) -> tuple[Array, Array | None]:
-        def report(done: int) -> None:
-            self.steps.emit(Progress(what, done, len(split), "sample"))
-
-        return run_over(self.runtime.load(file, self.inputs.device), split, report, batch)
-
-    def _evaluation_parts(self, file: DeviceFile, split: str) -> Parts:
-        return {
-            "file": sha256_of(file.path),
-            "split": split,
-            "data": self.inputs.data.fingerprint,
-            "task": self.inputs.task.name,
-            "device": self.inputs.device.model_dump(mode="json"),
-            "runtime": versions((self.inputs.device.runtime,)),
-            "source": digests(type(self.runtime).__module__) | digests(type(self.inputs.task).__module__),
-        }
 
     def forecasts(self, rest: tuple[Planned, ...]) -> Forecasts:
         """What artifacts would cost as they are, or with the structure of the rest of the plan: the faster of the two.
@@ -268,7 +203,9 @@ class Lowering:
         folder.mkdir(parents=True)
         for path in self.runtime.files(built):
             path.rename(folder / path.name)
-        return self._priced(seen[-1], DeviceFile(folder / built.path.name, built.runtime))
+        file = DeviceFile(folder / built.path.name, built.runtime)
+        self.runtime.load(file, self.inputs.device)  # what the runtime refuses must not end the others' timing
+        return self._priced(seen[-1], file)
 
     def _beside_teacher(self, files: Sequence[DeviceFile]) -> list[float]:
         """Milliseconds of each file, as its share of the teacher's time in the same process times the teacher's cost.
@@ -311,51 +248,3 @@ class Lowering:
 class _Flatten(nn.Module):
     def forward(self, tensor: torch.Tensor) -> torch.Tensor:
         return tensor.flatten(1)
-
-
-def run_over(
-    engine: Engine,
-    split: Split,
-    report: Callable[[int], None] = lambda done: None,
-    batch: int = EVALUATION_BATCH,
-) -> tuple[Array, Array | None]:
-    """A loaded file's outputs over a split, [n, ...], and the exits taken, [n], where it tells them.
-
-    A file whose batch size is fixed is run in such batches, others in batches of `batch` (kernels may sum in another
-    order for another size); `report` is told how many samples are done.
-    """
-    size = engine.inputs[0].shape[0]
-    outputs: list[Array] = []
-    taken: list[Array] = []
-    done, told = 0, 0
-    for part in split.batches(size if isinstance(size, int) else batch):
-        found = engine.run([tensor.numpy() for tensor in part.inputs])
-        outputs.append(found[0])
-        taken += found[1:2]
-        done += len(part)
-        if done - told >= EVALUATION_BATCH or done == len(split):
-            report(told := done)
-    return np.concatenate(outputs), np.concatenate(taken) if taken else None
-
-
-@torch.no_grad()
-def decided(cascade: Cascade, split: Split) -> Array:
-    """At which exit each sample of a split leaves the torch model, [n]."""
-    parts = [cascade.route(*map(fast, batch.inputs))[1] for batch in split.batches(EVALUATION_BATCH)]
-    found: Array = torch.cat(parts).numpy()
-    return found
-
-
-def _writers(outputs: Array, taken: Array | None) -> dict[str, Callable[[Path], object]]:
-    arrays = {OUTPUTS: outputs, **({} if taken is None else {TAKEN: taken})}
-    return {name: partial(_save, array) for name, array in arrays.items()}
-
-
-def _save(array: Array, path: Path) -> None:
-    with path.open("wb") as file:
-        np.save(file, array, allow_pickle=False)
-
-
-def _loaded(entry: Entry) -> tuple[Array, Array | None]:
-    outputs: Array = np.load(entry.file(OUTPUTS), allow_pickle=False)
-    return outputs, np.load(entry.file(TAKEN), allow_pickle=False) if TAKEN in entry.record["files"] else None

@@ -8,7 +8,8 @@ import numpy as np
 
 from kdc.core.data import Split
 from kdc.core.store import key_of
-from kdc.driver.lowering import Array, Candidate, Lowering
+from kdc.driver.evaluate import Array
+from kdc.driver.lowering import Candidate, Lowering
 from kdc.driver.report import Drop, Estimate, ExitRow, Routing, Spread
 from kdc.driver.steps import measuring_parts
 from kdc.numerics import stats
