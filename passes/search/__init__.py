@@ -58,8 +58,8 @@ class Search(Pass[Structure]):
         "or chance",
     )
     samples: int = Field(default=64, ge=2, description="in the mini-batch that DisWOT compares models on")
-    population: int = Field(default=24, ge=2, description="candidates drawn at first; as many are alive at any time")
-    generations: int = Field(default=3, ge=0, description="how often the better half has children")
+    population: int = Field(default=16, ge=2, description="candidates drawn at first; as many are alive at any time")
+    generations: int = Field(default=5, ge=0, description="how often the better half has children")
     finalists: int = Field(default=8, ge=1, description="candidates that are distilled for a short time")
     epochs: int = Field(
         default=1, ge=1, description="of the first short distillation; each further one is twice as long"

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 TOGETHER = 4  # candidates timed in one go: few, so that what they teach of the limit guides the next
 DRAWS = 60  # drawn for each one wanted before the space is taken to be exhausted
+GROWN, MUTATED = 0.5, 0.25  # shares of the children; growing leads to the budget's limit, where the best students are
 LOOKED = 4  # looked at, timed ones too, for each one wanted
 
 
@@ -37,7 +38,10 @@ def breed(settings: Search, context: Context, members: Members, examiner: Examin
 
         def child(parents: list[Candidate] = parents, random: Random = random) -> Student:
             one, other = random.choice(parents), random.choice(parents)
-            if one is other or random.random() < 0.5:
+            chance = random.random()
+            if chance < GROWN:
+                return members.grow(one.student, random)
+            if one is other or chance < GROWN + MUTATED:
                 return members.mutate(one.student, random)
             return members.cross(one.student, other.student, random)
 

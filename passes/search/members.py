@@ -111,6 +111,14 @@ class Members:
         space = self._space(student)
         return self._other((student,), lambda: self._mutated(space, student, random))
 
+    def grow(self, student: Student, random: chance.Random) -> Student:
+        """A larger member of the student's space: some widths a step up, or a block more.
+
+        Raises: as `mutate`.
+        """
+        space = self._space(student)
+        return self._other((student,), lambda: self._grown(space, student, random))
+
     def cross(self, a: Student, b: Student, random: chance.Random) -> Student:
         """A member of their space that mixes both; a mutation of one of them where they come from different spaces.
 
@@ -163,6 +171,16 @@ class Members:
         assert not isinstance(student, ShrunkStudent | OwnStudent)
         stacks = self._stacks(space)
         return stacks.student(stacks.mutate(stacks.mended(cells_of(student), random), random))
+
+    def _grown(self, space: Space, student: Student, random: chance.Random) -> Student:
+        if isinstance(space, ShrunkSpace) and isinstance(student, ShrunkStudent):
+            return self._shrinks(space).grow(student, random)
+        if isinstance(space, OwnSpace) and isinstance(student, OwnStudent):
+            return _Owns(space).mutate(student, random)  # which of its values are larger, only the user knows
+        assert not isinstance(space, ShrunkSpace | OwnSpace)
+        assert not isinstance(student, ShrunkStudent | OwnStudent)
+        stacks = self._stacks(space)
+        return stacks.student(stacks.grow(stacks.mended(cells_of(student), random), random))
 
     def _crossed(self, space: Space, a: Student, b: Student, random: chance.Random) -> Student:
         if isinstance(space, ShrunkSpace) and isinstance(a, ShrunkStudent) and isinstance(b, ShrunkStudent):

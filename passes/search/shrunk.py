@@ -60,6 +60,17 @@ class Shrinks:
             shares = {name: beside(share, self.widths, step) for name, share in shares.items()}
         return self._student(without, self._carried(before, shares, without))
 
+    def grow(self, student: ShrunkStudent, random: chance.Random) -> ShrunkStudent:
+        """A block more, or some of the groups a share up."""
+        shares, before = self._shares(student), student.without
+        without = before
+        if before and (not shares or random.random() < 0.5):
+            without = self._ordered({*before} - {random.choice(before)})
+        elif shares:
+            for name in random.sample(list(shares), random.randint(1, len(shares))):
+                shares[name] = beside(shares[name], self.widths, 1)
+        return self._student(without, self._carried(before, shares, without))
+
     def cross(self, a: ShrunkStudent, b: ShrunkStudent, random: chance.Random) -> ShrunkStudent:
         """Each block goes as in one of the two, and each group keeps the share of one of the two."""
         without = self._ordered([part for part in self.parts if part in random.choice((a, b)).without])

@@ -108,6 +108,17 @@ class Stacks:
             cells = self.mended(random.choice(edits)(cells, random), random)
         return cells
 
+    def grow(self, cells: list[Cell], random: chance.Random) -> list[Cell]:
+        """Some of the widths a step up."""
+        places = random.sample(range(len(cells)), random.randint(1, len(cells)))
+        wider = [
+            replace(cell, channels=beside(cell.channels, self.channels if place else self.stems, 1))
+            if place in places
+            else cell
+            for place, cell in enumerate(cells)
+        ]
+        return self.mended(wider, random)
+
     def mended(self, cells: list[Cell], random: chance.Random) -> list[Cell]:
         """The member of the space that is nearest to these cells: allowed choices, widths in order, enough strides."""
         least, most = self.lengths
