@@ -199,7 +199,8 @@ def test_without_depth_no_block_is_left_out(teacher):
     members = Members(teacher, (ShrunkSpace(depth=False, widths=(0.5, 1.0)),), 0)
     chance = random.Random(0)
     pool = [members.draw(chance) for _ in range(5)]
-    pool += [members.mutate(one, chance) for one in pool] + members.smallest()
+    pool += [members.mutate(one, chance) for one in pool] + [members.grow(one, chance) for one in pool]
+    pool += members.smallest()
     assert not any(student.without for student in pool)
 
 

@@ -97,12 +97,12 @@ def test_a_stack_outside_the_choices_is_no_member():
 
 
 @pytest.mark.parametrize("name", STACKED)
-def test_all_that_is_drawn_mutated_and_crossed_is_in_its_space_and_never_below_a_pixel(name, artifact_of, image):
+def test_all_that_is_drawn_mutated_grown_and_crossed_is_in_its_space_and_never_below_a_pixel(name, artifact_of, image):
     members = Members(artifact_of(nn.Flatten(), image), (STACKED[name],), 0)
     members.check()
     chance = random.Random(0)
     pool = [members.draw(chance) for _ in range(40)]
-    pool += [members.mutate(one, chance) for one in pool]
+    pool += [members.mutate(one, chance) for one in pool] + [members.grow(one, chance) for one in pool]
     pool += [members.cross(chance.choice(pool), chance.choice(pool), chance) for _ in range(40)]
     for student in [*pool, *members.smallest()]:
         assert STACKED[name].holds(student), describe(student)
@@ -128,6 +128,15 @@ def test_a_mutation_differs_from_its_parent(name, artifact_of):
     chance = random.Random(2)
     parents = [members.draw(chance) for _ in range(30)]
     assert all(members.mutate(parent, chance) != parent for parent in parents)
+
+
+@pytest.mark.parametrize("name", ["plain", "residual", "mobile"])
+def test_what_grows_does_no_less_work(name, artifact_of):
+    members, chance = Members(artifact_of(nn.Flatten()), (STACKED[name],), 0), random.Random(0)
+    for _ in range(20):
+        one = members.draw(chance)
+        before, after = (members.size(members.build(student))[1] for student in (one, members.grow(one, chance)))
+        assert after >= before
 
 
 def test_a_space_of_one_member_mutates_it_into_itself(artifact_of):
