@@ -1,9 +1,14 @@
 """The command line answers at once, and prints what it says it prints."""
 
+import contextlib
+import signal
 import subprocess
 import sys
 
 import pytest
+
+from kdc.cli.show import observer
+from kdc.core.observe import Note
 
 HEAVY = ("torch", "onnx", "onnx_ir", "onnxruntime", "pydantic", "numpy", "sklearn", "brevitas")
 
@@ -72,3 +77,11 @@ def test_a_run_from_flags_alone_prints_the_table_and_can_be_verified(kdc, shapes
     damaged = kdc("verify", tmp_path / "mine")
     assert damaged.returncode == 2
     assert "student.onnx is not the file that was written" in damaged.stderr
+
+
+def test_a_ctrl_c_that_a_library_lost_is_raised_by_the_next_event():
+    with pytest.raises(KeyboardInterrupt), observer(quiet=True, log=None) as emit:
+        with contextlib.suppress(KeyboardInterrupt):  # as Python does inside a destructor
+            signal.raise_signal(signal.SIGINT)
+        emit(Note("the run goes on"))
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
