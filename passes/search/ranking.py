@@ -65,11 +65,6 @@ def diswot(student: nn.Module, reference: Reference) -> float:
     return 0.0 - float(distance)  # the same model gives 0, not -0
 
 
-def parameters(student: nn.Module) -> float:
-    """The number of parameters: the ranking that any other has to beat."""
-    return float(sum(p.numel() for p in student.parameters()))
-
-
 def _similarities(
     model: nn.Module, inputs: tuple[torch.Tensor, ...], classes: tuple[int, ...]
 ) -> tuple[torch.Tensor, torch.Tensor]:

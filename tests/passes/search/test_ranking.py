@@ -8,7 +8,7 @@ from torch import nn
 
 from kdc.core.errors import ModelError
 from passes.search.construct import build
-from passes.search.ranking import MOST_CLASSES, Reference, diswot, parameters
+from passes.search.ranking import MOST_CLASSES, Reference, diswot
 from passes.search.spaces import MobileBlock, MobileStudent, PlainLayer, PlainStudent, ResidualBlock, ResidualStudent
 
 STUDENTS = {
@@ -141,7 +141,3 @@ def test_a_model_without_logits_or_inner_features_is_refused():
         Reference.of(nn.Linear(6, 3), (inputs,), labels)
     with pytest.raises(ModelError, match="labels go up to 2"):
         Reference.of(nn.Sequential(nn.Linear(6, 4), nn.Linear(4, 2)), (inputs,), labels)
-
-
-def test_parameters_are_counted(student):
-    assert parameters(student) == sum(p.numel() for p in student.parameters())
