@@ -6,7 +6,7 @@ made of. Within a process every file gets a block of runs in each round, in rand
 strict alternation, run by run, would charge a small model for the caches that a large one has emptied.
 
 A file's figure is the median of its runs, unless its work depends on its input (`skips`): then it is the mean over the
-inputs, for the median would tell of the most frequent exit alone. `over_inputs` times every input by itself.
+inputs, for the median would tell of the most frequent exit alone. `targets.over_inputs` times every input by itself.
 """
 
 from __future__ import annotations
@@ -20,18 +20,14 @@ from typing import Any, Literal
 
 import numpy as np
 import onnx_ir
-from onnx_ir.passes.common import InlinePass
 from pydantic import BaseModel, Field
 
 from kdc.core.device import Device
-from kdc.core.errors import TargetError
 from kdc.core.observe import Emit, Progress, silent
 from kdc.core.spec import DeviceFile
 from kdc.numerics.cost import count
 from kdc.numerics.stats import (
-    REPEATS,
     Floats,
-    Interval,
     log_means,
     mean_over_inputs,
     median_interval,
@@ -39,11 +35,11 @@ from kdc.numerics.stats import (
     percentile,
     ratio_interval,
 )
-from targets.cascade import is_cascade
 from targets.machine import Load, environment
 from targets.process import Workplace
 from targets.runtime import Array, runtime_of
-from targets.worker import FileTiming, Job
+from targets.skips import onnx_files, skips
+from targets.worker import FileTiming
 
 PROCESSES_LEAST = 3  # with fewer, a t interval is too wide to say anything
 
@@ -168,115 +164,6 @@ class Measured(BaseModel, frozen=True, extra="forbid"):
         )
 
 
-class InputTimes(BaseModel, frozen=True, extra="forbid"):
-    """What every input takes at batch 1; `ms` is [file][process][input], each the median of the input's runs there."""
-
-    paths: tuple[Path, ...]
-    environment: dict[str, Any]
-    notes: tuple[str, ...]
-    ms: tuple[tuple[tuple[float, ...], ...], ...] = Field(repr=False)
-
-    def of(self, file: int) -> Floats:
-        """Each input's time in milliseconds, the median over processes: [n]."""
-        return np.median(np.asarray(self.ms[file]), axis=0)  # type: ignore[no-any-return]
-
-    def mean_ms(self, file: int) -> float:
-        """The mean over the inputs: what a stream of such inputs takes, by their number."""
-        return float(self.of(file).mean())
-
-    def median_ms(self, file: int) -> float:
-        """The median over the inputs."""
-        return float(np.median(self.of(file)))
-
-    def p95_ms(self, file: int) -> float | None:
-        """What 95% of the inputs stay below; None with fewer than 200 inputs, which do not support it."""
-        return percentile(self.of(file), 0.95)
-
-    def ratio(
-        self,
-        numerator: int,
-        denominator: int,
-        numerator_inputs: Array | None = None,
-        denominator_inputs: Array | None = None,
-    ) -> Interval:
-        """The ratio of two files' mean times, with its t interval over processes.
-
-        Args: numerator, denominator: places in `paths`, which may be the same. numerator_inputs, denominator_inputs:
-        the inputs that count for each, bool [n]; all where None.
-
-        Raises: TargetError where a mask does not fit the inputs, or chooses none.
-        """
-        means = (self._means(numerator, numerator_inputs), self._means(denominator, denominator_inputs))
-        return ratio_interval(np.log(means[0]) - np.log(means[1]))
-
-    def _means(self, file: int, chosen: Array | None) -> Floats:
-        """Each process's mean over the chosen inputs."""
-        ms = np.asarray(self.ms[file])
-        mask = np.ones(ms.shape[1], np.bool_) if chosen is None else np.asarray(chosen)
-        if mask.dtype != np.bool_ or mask.shape != ms.shape[1:] or not mask.any():
-            raise TargetError(
-                f"the inputs are chosen by {mask.dtype} {list(mask.shape)}, of which {np.count_nonzero(mask)} are not 0",
-                do=f"give bool [{ms.shape[1]}] with at least one True",
-            )
-        return ms[:, mask].mean(axis=1)  # type: ignore[no-any-return]
-
-
-def skips(paths: Sequence[Path]) -> bool:
-    """Whether a file's work depends on its input's values: it is a cascade, or branches on what it computes.
-
-    True for an `If` or a `Loop`, in any of the file's graphs, whose condition or number of rounds follows from an
-    input's values. One that follows from constants or from shapes alone takes the same way for every input.
-
-    Args: paths: what `Runtime.files` gives.
-    """
-    return is_cascade(paths[0]) or any(_branches(onnx_ir.load(path)) for path in _onnx_files(paths))
-
-
-def _onnx_files(paths: Sequence[Path]) -> list[Path]:
-    """The graphs among a file's parts: the others are weights."""
-    return [path for path in paths if path.suffix == ".onnx"] if is_cascade(paths[0]) else [paths[0]]
-
-
-def _branches(model: onnx_ir.Model) -> bool:
-    if model.functions:
-        model = model.clone()
-        InlinePass()(model)
-    nodes = list(onnx_ir.traversal.RecursiveGraphIterator(model.graph))
-    # A body's number of the round and its condition follow from what decides about the Loop, which is looked at itself.
-    counters = [
-        value for node in nodes if node.op_type == "Loop" for value in node.attributes["body"].as_graph().inputs[:2]
-    ]
-    deciding = [value for node in nodes if node.op_type in ("If", "Loop") for value in _deciding(node)]
-    return _follow_from_inputs(deciding, set(counters))
-
-
-def _deciding(node: onnx_ir.Node) -> list[onnx_ir.Value | None]:
-    """The condition of an If; a Loop's number of rounds, its first condition, and the one that its body gives."""
-    if node.op_type == "If":
-        return [node.inputs[0]]
-    return [*node.inputs[:2], node.attributes["body"].as_graph().outputs[0]]
-
-
-def _follow_from_inputs(values: Sequence[onnx_ir.Value | None], passed_over: set[onnx_ir.Value]) -> bool:
-    """Whether any of the values is computed from an input's values."""
-    seen, waiting = set(passed_over), list(values)
-    while waiting:
-        value = waiting.pop()
-        if value is None or value in seen:
-            continue
-        seen.add(value)
-        node = value.producer()
-        if node is None:
-            if value.is_graph_input() and not value.is_initializer():
-                return True
-        elif node.op_type not in ("Shape", "Size"):
-            waiting.extend(node.inputs)
-            for attribute in node.attributes.values():
-                if attribute.type == onnx_ir.AttributeType.GRAPH:
-                    waiting.extend(attribute.as_graph().outputs)
-    return False
-
-
 def judge(
     baseline_ns: BlocksNs, candidate_ns: BlocksNs, interest: float, means: tuple[bool, bool] = (False, False)
 ) -> Ratio:
@@ -360,7 +247,7 @@ def measure(
         start = time.monotonic()
         while len(found) < settings.processes_max:
             cores = load.quietest(device.threads)
-            job = _job(files, device, place, (seed, len(found)), cores).model_copy(
+            job = place.job(files, device, (seed, len(found)), cores).model_copy(
                 update={
                     "slice_seconds": settings.slice_seconds * len(files),
                     "rounds_max": settings.rounds_max,
@@ -404,52 +291,6 @@ def measure(
     )
 
 
-def over_inputs(
-    files: Sequence[DeviceFile],
-    device: Device,
-    inputs: Sequence[Array],
-    *,
-    processes: int = 5,
-    repeats: int = REPEATS,
-    seed: int = 0,
-    emit: Emit = silent,
-) -> InputTimes:
-    """Time every input at batch 1 with every file, in fresh processes: which inputs are dear, and how dear.
-
-    In each process the files take turns on blocks of consecutive inputs, in random order; a block is run `repeats` times
-    over, after a few runs that are discarded. The time grows with inputs * files * processes * repeats: give a part of
-    the inputs where they are thousands.
-
-    Args: inputs: one array [n, ...] for each of the models' inputs, in call order. processes: >= 2. repeats: >= 1. seed:
-    of the order.
-
-    Raises: TargetError where the inputs are none, of unequal number or do not fit, a file takes a batch other than 1,
-    cannot be loaded or run, or a process died; ValueError where there is no file, or too few processes or repeats.
-    """
-    if not files or processes < 2 or repeats < 1:
-        raise ValueError(f"{len(files)} files, {processes} processes and {repeats} repeats give no interval")
-    counts = [len(array) for array in inputs]
-    if not counts or min(counts) == 0 or len(set(counts)) > 1:
-        raise TargetError(
-            f"the models' inputs have {counts} samples", do="give the same number of samples for each, at least one"
-        )
-    runtime = runtime_of(device)
-    described = environment({device.runtime: runtime.version(), "numpy": np.__version__})
-    load = Load()
-    found: list[tuple[tuple[int, ...], ...]] = []
-    with Workplace(inputs) as place:
-        for index in range(processes):
-            job = _job(files, device, place, (seed, index), load.quietest(device.threads))
-            found.append(place.run(job.model_copy(update={"mode": "inputs", "repeats": repeats})).inputs_ns)
-            emit(Progress("timing each input", index + 1, processes, "process"))
-    return InputTimes(
-        paths=tuple(file.path for file in files),
-        environment={**described, "processes": processes},
-        notes=tuple(load.notes()),
-        ms=tuple(tuple(tuple(ns / 1e6 for ns in process[index]) for process in found) for index in range(len(files))),
-    )
-
-
 def quick_latencies(
     files: Sequence[DeviceFile], device: Device, inputs: Sequence[Array] | None = None, seconds: float = 1.0
 ) -> list[float]:
@@ -464,7 +305,7 @@ def quick_latencies(
         runtime = runtime_of(device)
         mixed = _which_skip([runtime.files(file) for file in files])
         update = {"slice_seconds": seconds * len(files), "skips": mixed}
-        timings = place.run(_job(files, device, place, (0, 0), cores).model_copy(update=update)).timings
+        timings = place.run(place.job(files, device, (0, 0), cores).model_copy(update=update)).timings
     return [
         float(
             np.mean([mean_over_inputs(block) for block in timing.blocks_ns])
@@ -494,19 +335,12 @@ def _which_skip(parts: Sequence[Sequence[Path]]) -> tuple[bool, ...]:
     return tuple(skips(paths) for paths in parts)
 
 
-def _job(
-    files: Sequence[DeviceFile], device: Device, place: Workplace, seed: tuple[int, ...], cores: tuple[int, ...] | None
-) -> Job:
-    subjects = tuple(DeviceFile(file.path.resolve(), file.runtime) for file in files)
-    return Job(device=device, files=subjects, inputs=place.inputs, seed=seed, cores=cores)
-
-
 def _cost(paths: Sequence[Path]) -> tuple[str, int, int, int]:
     """SHA-256 and bytes of all that is loaded, parameters, multiply-accumulates."""
     sha = hashlib.sha256()
     for path in paths:
         sha.update(path.read_bytes())
-    counts = [count(onnx_ir.load(path)) for path in _onnx_files(paths)]
+    counts = [count(onnx_ir.load(path)) for path in onnx_files(paths)]
     parameters, macs = (sum(each) for each in zip(*counts, strict=True))
     return sha.hexdigest(), sum(path.stat().st_size for path in paths), parameters, macs
 
@@ -518,7 +352,7 @@ def _memory(
     peaks: dict[str, int] = {}
     for file, sha256 in zip(files, hashes, strict=True):
         if sha256 not in peaks:
-            job = _job([file], device, place, (seed,), None).model_copy(update={"mode": "memory"})
+            job = place.job([file], device, (seed,)).model_copy(update={"mode": "memory"})
             peaks[sha256] = place.run(job).peak_bytes
     return peaks
 

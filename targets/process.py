@@ -13,7 +13,9 @@ from typing import Any
 
 import numpy as np
 
+from kdc.core.device import Device
 from kdc.core.errors import TargetError
+from kdc.core.spec import DeviceFile
 from targets.runtime import Array
 from targets.worker import Done, Job
 
@@ -38,6 +40,13 @@ class Workplace:
 
     def __exit__(self, *_: object) -> None:
         self._folder.cleanup()
+
+    def job(
+        self, files: Sequence[DeviceFile], device: Device, seed: tuple[int, ...], cores: tuple[int, ...] | None = None
+    ) -> Job:
+        """A job on these files with this place's samples. cores: that the process is pinned to; None: not pinned."""
+        subjects = tuple(DeviceFile(file.path.resolve(), file.runtime) for file in files)
+        return Job(device=device, files=subjects, inputs=self.inputs, seed=seed, cores=cores)
 
     def run(self, job: Job) -> Done:
         """Do a job in a fresh process.

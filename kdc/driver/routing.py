@@ -13,7 +13,7 @@ from kdc.driver.lowering import Candidate, Lowering
 from kdc.driver.report import Drop, Estimate, ExitRow, Routing, Spread
 from kdc.driver.steps import measuring_parts
 from kdc.numerics import stats
-from targets.measure import InputTimes, over_inputs
+from targets.over_inputs import InputTimes, over_inputs
 
 INPUTS_MOST = 1000  # timed one by one, spread evenly over the split
 
@@ -93,7 +93,7 @@ def _times(lowering: Lowering, cascade: Candidate, plain: Candidate, name: str, 
         "files": [cascade.sha256, plain.sha256],
         "split": name,
         "data": lowering.inputs.data.fingerprint,
-        **measuring_parts(device),
+        **measuring_parts(device, over_inputs.__module__),
     }
     entry = steps.store.find(f"{cascade.label}+inputs", key_of(parts))
     if entry is None:

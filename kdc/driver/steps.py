@@ -215,13 +215,13 @@ def _fingerprint(spec: str) -> str:
     return source_fingerprint(load_callable(spec, Path.cwd(), "passes", ModelError))
 
 
-def measuring_parts(device: Device) -> Parts:
-    """All that a latency depends on, beside the files that are timed."""
+def measuring_parts(device: Device, module: str = "targets.measure") -> Parts:
+    """All that a latency depends on, beside the files that are timed. module: what times them."""
     return {
         "device": device.model_dump(mode="json"),
         "machine": machine(),
         "runtime": versions((device.runtime,)),
-        "source": digests("targets.measure") | digests(type(runtime_of(device)).__module__),
+        "source": digests(module) | digests(type(runtime_of(device)).__module__),
     }
 
 

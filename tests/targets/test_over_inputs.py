@@ -14,7 +14,9 @@ from kdc.core.errors import TargetError
 from kdc.core.observe import Progress
 from kdc.core.spec import DeviceFile
 from kdc.numerics.cost import count
-from targets.measure import InputTimes, Measured, Settings, _cost, measure, over_inputs, quick_latencies, skips
+from targets.measure import Measured, Settings, _cost, measure, quick_latencies
+from targets.over_inputs import InputTimes, over_inputs
+from targets.skips import skips
 
 WIDTH, LAYERS = 128, 40
 SHORT = Settings(seconds=0.5, processes_min=3, processes_max=3, slice_seconds=0.05)
