@@ -105,12 +105,17 @@ class QuantizedLayer(nn.Module):
         return torch.maximum(scale, floor.reshape(scale.shape))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """The layer, on weights held to their grid."""
+        """The layer, on weights held to their grid, and the bias to that of the int32 in the file."""
         weight: torch.Tensor = self.weight
+        bias: torch.Tensor | None = self.bias
         if self.enabled:
             hold = _straight_through if self.training else fake_quantize
-            weight = hold(weight, self.weight_scale(), 0, -WEIGHT_HIGH, WEIGHT_HIGH)
-        return self.operator(x, weight, self.bias, *self.arguments)
+            scale, source = self.weight_scale(), self._source[0]
+            weight = hold(weight, scale, 0, -WEIGHT_HIGH, WEIGHT_HIGH)
+            if bias is not None and source is not None:
+                step = source.scale * (scale.flatten() if self.axis == 0 else scale.reshape(()))
+                bias = hold(bias, step, 0, -2 * LARGEST_BIAS, 2 * LARGEST_BIAS)
+        return self.operator(x, weight, bias, *self.arguments)
 
     def extra_repr(self) -> str:
         """What the structure depends on."""

@@ -61,9 +61,10 @@ def rms(x):
 def test_the_runtime_s_integers_differ_from_torch_by_much_less_than_quantization_itself(name, lowered, in_runtime):
     quantized, exact = outputs(lowered.quantized(name).model), outputs(lowered.float(name).model)
     found = in_runtime(lowered.integers(name), images(64))
-    # The residual model has a convolution kept float, which ONNX Runtime quantizes by itself.
-    assert rms(found - quantized) <= rms(quantized - exact) * (1.5 if name == "residual" else 0.5)
-    assert (found.argmax(1) == quantized.argmax(1)).float().mean() >= (0.9 if name == "residual" else 0.98)
+    # The residual model has a convolution kept float, which ONNX Runtime quantizes by itself; elsewhere torch computes on
+    # the file's own integers, but for ties of rounding.
+    assert rms(found - quantized) <= rms(quantized - exact) * (1.5 if name == "residual" else 0.04)
+    assert (found.argmax(1) == quantized.argmax(1)).float().mean() >= (0.9 if name == "residual" else 1)
 
 
 @pytest.mark.parametrize("name", ["plain", "separable", "perceptron", "attention"])
@@ -74,7 +75,7 @@ def test_the_reference_evaluator_agrees_with_torch(name, lowered):
     assert rms(torch.from_numpy(found) - quantized) <= 0.5 * rms(quantized - exact)
 
 
-def test_one_convolution_in_the_runtime_is_off_by_at_most_one_step_and_seldom(quantization_context, in_runtime):
+def test_one_convolution_in_the_runtime_is_off_by_at_most_one_step_and_nearly_never(quantization_context, in_runtime):
     model = seeded(lambda: nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU()))
     artifact = Artifact(model, (IMAGE,), (TensorSpec(name="y", shape=("batch", 8, 14, 14), dtype="float32"),))
     quantized = Quantize(calibration="minmax").apply(artifact, decide(artifact, quantization_context))
@@ -82,7 +83,7 @@ def test_one_convolution_in_the_runtime_is_off_by_at_most_one_step_and_seldom(qu
     found = in_runtime(lower(quantized, 21), images(32))
     steps = (found - outputs(quantized.model, 32)).abs() / step
     assert steps.max() <= 1.001
-    assert (steps > 0.5).float().mean() < 0.01
+    assert (steps > 0.5).float().mean() < 1e-4  # a bias off its int32 grid: 2e-4 here, and on a small grid far more
 
 
 def decide(artifact, quantization_context):
