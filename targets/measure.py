@@ -6,7 +6,8 @@ made of. Within a process every file gets a block of runs in each round, in rand
 strict alternation, run by run, would charge a small model for the caches that a large one has emptied.
 
 A file's figure is the median of its runs, unless its work depends on its input (`skips`): then it is the mean over the
-inputs, for the median would tell of the most frequent exit alone. `targets.over_inputs` times every input by itself.
+inputs, for the median would tell of the most frequent exit alone; and so is that of a file which it is compared with.
+`targets.over_inputs` times every input by itself.
 """
 
 from __future__ import annotations
@@ -144,7 +145,7 @@ class Measured(BaseModel, frozen=True, extra="forbid"):
         return self._judge(1 + reference, 1 + candidate)
 
     def _judge(self, first: int, second: int) -> Ratio:
-        means = (self.skips[first], self.skips[second]) if self.skips else (False, False)
+        means = bool(self.skips) and (self.skips[first] or self.skips[second])
         return judge(self.samples_ns[first], self.samples_ns[second], self.interest, means)
 
     def samples_ms(self, index: int) -> list[float]:
@@ -164,14 +165,12 @@ class Measured(BaseModel, frozen=True, extra="forbid"):
         )
 
 
-def judge(
-    baseline_ns: BlocksNs, candidate_ns: BlocksNs, interest: float, means: tuple[bool, bool] = (False, False)
-) -> Ratio:
+def judge(baseline_ns: BlocksNs, candidate_ns: BlocksNs, interest: float, means: bool = False) -> Ratio:
     """The ratio of two files that were timed in the same rounds, and what can be said of it.
 
     "faster" or "slower" take an interval that lies beyond 1 + interest, or 1 / (1 + interest), as a whole.
 
-    Args: means: whether the baseline's and the candidate's work depends on their inputs, so that their means are compared.
+    Args: means: whether the work of one of the two depends on its input, so that their means are compared.
     """
     interval = ratio_interval(paired_log_ratios(baseline_ns, candidate_ns, means=means))
     verdict: Literal["faster", "slower", "no detectable difference"] = "no detectable difference"
@@ -296,7 +295,7 @@ def quick_latencies(
 ) -> list[float]:
     """Medians in milliseconds from one fresh process, its blocks interleaved: good enough to rank, not to judge.
 
-    Of a file whose work depends on its input, the mean over the inputs.
+    Where the work of one of them depends on its input, the means over the inputs, of all.
 
     Raises: TargetError where a file cannot be loaded or run.
     """
@@ -309,11 +308,11 @@ def quick_latencies(
     return [
         float(
             np.mean([mean_over_inputs(block) for block in timing.blocks_ns])
-            if mean
+            if any(mixed)
             else np.median([np.median(block) for block in timing.blocks_ns])
         )
         / 1e6
-        for timing, mean in zip(timings, mixed, strict=True)
+        for timing in timings
     ]
 
 
@@ -367,8 +366,8 @@ def _precise(found: Sequence[tuple[FileTiming, ...]], precision: float, mixed: S
         logs = [np.log([np.median([np.median(block) for block in process]) for process in blocks[0]])]
     else:
         logs = [
-            paired_log_ratios(blocks[0], candidate, means=(mixed[0], means))
-            for candidate, means in zip(blocks[1:], mixed[1:], strict=True)
+            paired_log_ratios(blocks[0], candidate, means=mixed[0] or skipping)
+            for candidate, skipping in zip(blocks[1:], mixed[1:], strict=True)
         ]
     intervals = [ratio_interval(one) for one in logs]
     return all(math.log(interval.high / interval.low) / 2 <= math.log1p(precision) for interval in intervals)

@@ -121,7 +121,7 @@ class _Subject:
     def warm_up(self, *, mixed: bool = False) -> None:
         """Run until the time has stopped falling, or `WARM_UP_NS` is over; then fix the block's length.
 
-        mixed: the work depends on the input.
+        mixed: the work of one of the files depends on its input, so that means over inputs are what is compared.
         """
         windows: list[float] = []
         runs = _clipped(WINDOW_NS, self.first_ns, (1, 10))
@@ -156,8 +156,8 @@ def _time(job: Job, samples: list[Array] | None) -> Done:
     generator = np.random.default_rng(job.seed)
     skips = job.skips or (False,) * len(job.files)
     subjects = _loaded(job, samples, generator, _limit(job, samples) if any(skips) else BATCHES)
-    for subject, mixed in zip(subjects, skips, strict=True):
-        subject.warm_up(mixed=mixed)
+    for subject in subjects:
+        subject.warm_up(mixed=any(skips))
     mixed_subjects = [subject for subject, mixed in zip(subjects, skips, strict=True) if mixed]
     step = min((subject.timed for subject in mixed_subjects), default=0)
     for subject in mixed_subjects:

@@ -159,34 +159,29 @@ def log_means(clusters: Clusters) -> Floats:
 
     Raises: ValueError as `mean_over_inputs`.
     """
-    return np.array([_log_mean(process, True) for process in clusters], dtype=np.float64)
+    return np.array([math.log(np.mean([mean_over_inputs(b) for b in process])) for process in clusters], np.float64)
 
 
-def paired_log_ratios(
-    numerator: Clusters, denominator: Clusters, *, means: tuple[bool, bool] = (False, False)
-) -> Floats:
+def paired_log_ratios(numerator: Clusters, denominator: Clusters, *, means: bool = False) -> Floats:
     """Give each process's log ratio of two things that were measured in the same rounds: [processes].
 
     Within a round the two blocks stand next to each other, so their ratio is free of the machine's slow drift; the
     process's figure is the median over its rounds of log(median of one block / median of the other).
 
-    Where the work of one of the two depends on its input, its block's figure is `mean_over_inputs`, and the process's
-    figure is the log of the ratio of the means over rounds. A median over rounds would lean to the block with the
-    typical number of hard inputs: with 4% of inputs at five times the work, in blocks of 40, it is 1.3% too low.
+    Where the work of one of the two depends on its input, the figure of each block is `mean_over_inputs`, and the
+    process's figure is the log of the ratio of the means over rounds. A median over rounds would lean to the block with
+    the typical number of hard inputs: with 4% of inputs at five times the work, in blocks of 40, it is 1.3% too low. And
+    a mean beside a median would charge the one for the long runs that the other leaves out.
 
     Args: numerator, denominator: [processes][rounds][samples], the same processes and rounds, samples > 0. means:
-    whether the numerator's and the denominator's work depends on their inputs; blocks as for `mean_over_inputs` then.
+    whether the work of one of them depends on its input; the blocks of both are as for `mean_over_inputs` then.
 
     Raises: ValueError where they do not pair, or a block does not hold what its statistic takes.
     """
     if [len(process) for process in numerator] != [len(process) for process in denominator]:
         raise ValueError("the two were not measured in the same processes and rounds")
-    if any(means):
-        logs = [
-            _log_mean(above, means[0]) - _log_mean(below, means[1])
-            for above, below in zip(numerator, denominator, strict=True)
-        ]
-        return np.array(logs, dtype=np.float64)
+    if means:
+        return log_means(numerator) - log_means(denominator)
     ratios = [
         np.median([math.log(_median(top) / _median(bottom)) for top, bottom in zip(above, below, strict=True)])
         for above, below in zip(numerator, denominator, strict=True)
@@ -314,11 +309,6 @@ def mcnemar_p(reference: ArrayLike, candidate: ArrayLike) -> float:
 
 def _median(samples: ArrayLike) -> float:
     return float(np.median(np.asarray(samples, dtype=np.float64)))
-
-
-def _log_mean(blocks: Sequence[ArrayLike], over_inputs: bool) -> float:
-    """The log of the mean over rounds of each block's figure."""
-    return math.log(np.mean([mean_over_inputs(block) if over_inputs else _median(block) for block in blocks]))
 
 
 def _scores(scores: ArrayLike) -> Floats:
