@@ -56,8 +56,8 @@ class Route(Pass[Exits]):
     max_drop: float | None = Field(
         default=0.0,
         ge=0,
-        description="points below the same model without early exits, on the validation split, that the exits may cost; "
-        "null: any drop will do",
+        description="points below the model as it came, on the validation split, that the exits may cost; below its last "
+        "stage where training the exits has cost that some; null: any drop will do",
     )
     mean_latency_ms: float | None = Field(
         default=None, gt=0, description="the best score within this mean latency is chosen, in place of `max_drop`"

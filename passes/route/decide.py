@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -75,7 +75,8 @@ def decide(settings: Route, artifact: Artifact[nn.Module], context: Context) -> 
     incoming = points(predict(artifact.model, validation), validation, context)
     candidates, last = _calibrated(cascade, list(zip(places, planned, strict=True)), context)
     last_points = 100 * float(last.mean())
-    if last_points < incoming:
+    gained = last_points - incoming  # by what the model learned with its exits
+    if gained < 0:
         context.emit(
             Note(
                 f"{context.step}: with its exits trained, the model without early exits has {last_points:.2f} points of "
@@ -91,10 +92,11 @@ def decide(settings: Route, artifact: Artifact[nn.Module], context: Context) -> 
         [p.overhead_ms for p in priced],
         plain_ms,
         max_exits=settings.max_exits,
-        max_drop=settings.max_drop,
+        max_drop=None if settings.max_drop is None else settings.max_drop + max(gained, 0.0),
         mean_latency_ms=settings.mean_latency_ms,
     )
     pays = bool(subset) and choice.mean_ms < plain_ms
+    choice = replace(choice, drop_points=choice.drop_points - gained)  # below the model as it came
     _record(context, candidates, priced, subset if pays else (), choice, plain_ms, incoming, last_points)
     if not pays:
         context.emit(Note(f"{context.step}: no early exit lowers the mean latency of {plain_ms:.4f} ms; none is kept"))
