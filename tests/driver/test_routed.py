@@ -12,6 +12,8 @@ import pytest
 from kdc.driver.check import check
 from kdc.driver.compress import compress
 from kdc.driver.recipe import load_recipe
+from kdc.driver.report import Drop, Estimate, Routing, Spread
+from kdc.driver.routing import why_not
 from passes import PASSES
 from tests.conftest import train_teacher
 
@@ -165,10 +167,47 @@ def test_a_target_that_cannot_use_if_gets_the_staged_form_and_the_reason(project
         check(out)
 
 
-def test_exits_that_do_not_help_do_not_ship(project):
-    path = project / "useless.yaml"
-    # the head stands behind the last convolution: nothing is left to skip
-    path.write_text(RECIPE.replace("TARGET", "cpu-ort").replace("'3'", "'18'").replace("max_drop: 10", "max_drop: 0"))
-    report = compress(load_recipe(path, {}, [], PASSES), project / "useless")
+def test_exits_that_do_not_help_do_not_ship(tmp_path):
+    # so small a model that `If` costs more than what stands behind it, the last layers
+    teacher = TEACHER.replace("width=48, depth=7", "width=4, depth=2")
+    (tmp_path / "teacher.py").write_text(teacher)
+    (tmp_path / "data.py").write_text(DATA)
+    train_teacher(teacher + DATA, tmp_path / "teacher.safetensors", epochs=20, learning_rate=1e-2)
+    path = tmp_path / "useless.yaml"
+    path.write_text(RECIPE.replace("TARGET", "cpu-ort").replace("max_drop: 10\n", "max_drop: 100\n"))
+    events: list = []
+    report = compress(load_recipe(path, {}, [], PASSES), tmp_path / "useless", events.append)
     assert report.routing is None
-    assert not (project / "useless" / "cascade").exists()
+    assert not (tmp_path / "useless" / "cascade").exists()
+    texts = [getattr(event, "text", "") for event in events]
+    assert any("no early exit lowers" in text or "early exits do not help" in text for text in texts), texts
+
+
+def measured(speedup: tuple[float, float], drop: tuple[float, float]) -> Routing:
+    """What early exits came to: their speed-up and drop as (value, lower end)."""
+    spread = Spread(mean_ms=1.0, median_ms=1.0, p95_ms=1.0, worst_ms=1.0)
+    return Routing(
+        split="validation",
+        exits=(),
+        cascade=spread,
+        plain=spread,
+        speedup=Estimate(ratio=speedup[0], low=speedup[1], high=2 * speedup[0]),
+        last_exit=None,
+        drop=Drop(points=drop[0], low=drop[1], high=drop[0] + 1, p_value=None),
+        disagreeing=0,
+    )
+
+
+@pytest.mark.parametrize(
+    ("speedup", "drop", "settings", "reason"),
+    [
+        ((1.5, 1.4), (0.3, -0.1), {"max_drop": 0.0, "mean_latency_ms": None}, None),
+        ((1.02, 0.99), (-1.0, -2.0), {"max_drop": 0.0, "mean_latency_ms": None}, "do not help"),
+        ((1.5, 1.4), (0.8, 0.6), {"max_drop": 0.5, "mean_latency_ms": None}, "cost accuracy"),
+        ((1.5, 1.4), (9.0, 8.0), {"max_drop": None, "mean_latency_ms": None}, None),
+        ((1.5, 1.4), (9.0, 8.0), {"max_drop": 0.0, "mean_latency_ms": 1.0}, None),
+    ],
+)
+def test_exits_ship_where_they_are_proven_faster_and_not_proven_worse(speedup, drop, settings, reason):
+    found = why_not(measured(speedup, drop), settings)
+    assert found is None if reason is None else reason in found
