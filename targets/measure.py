@@ -257,7 +257,7 @@ def measure(
             found.append(done.timings)
             used.add(cores if done.pinned else None)
             spent = time.monotonic() - start
-            emit(Progress("measuring", min(round(spent), round(settings.seconds)), round(settings.seconds), "s"))
+            emit(Progress("measuring", min(round(spent), round(settings.seconds)), round(settings.seconds), "seconds"))
             if len(found) >= settings.processes_min and _precise(found, settings.precision, mixed):
                 reached = "precision"
                 break

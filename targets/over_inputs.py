@@ -109,7 +109,7 @@ def over_inputs(
         for index in range(processes):
             job = place.job(files, device, (seed, index), load.quietest(device.threads))
             found.append(place.run(job.model_copy(update={"mode": "inputs", "repeats": repeats})).inputs_ns)
-            emit(Progress("timing each input", index + 1, processes, "process"))
+            emit(Progress("timing each input", index + 1, processes, "processes"))
     return InputTimes(
         paths=tuple(file.path for file in files),
         environment={**described, "processes": processes},

@@ -83,7 +83,7 @@ class Evaluation:
         self, file: DeviceFile, split: Split, what: str, batch: int = EVALUATION_BATCH
     ) -> tuple[Array, Array | None]:
         def report(done: int) -> None:
-            self.steps.emit(Progress(what, done, len(split), "sample"))
+            self.steps.emit(Progress(what, done, len(split), "samples"))
 
         return run_over(self.runtime.load(file, self.inputs.device), split, report, batch)
 
