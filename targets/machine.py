@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import os
 import platform
+import signal
 import sys
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import psutil
+from targets import proc
+from targets.emulation import is_emulated
 
+_PR_SET_PDEATHSIG = 1  # of Linux's prctl
 LOOK_SECONDS = 0.1
+EMULATED = "emulated: another processor ran this one's instructions; the times say nothing of the device's own"
 
 
 class Load:
@@ -20,15 +26,15 @@ class Load:
 
     def __init__(self) -> None:
         self.busy: list[float] = []
-        self._start = _times()
+        self._start, _ = proc.ticks()
 
     def quietest(self, count: int) -> tuple[int, ...] | None:
         """The `count` cores that did least in the last tenth of a second; None where a process cannot be pinned."""
         allowed = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []
-        percent = psutil.cpu_percent(interval=LOOK_SECONDS, percpu=True)
-        seen = [core for core in allowed if core < len(percent)]
+        percent = _percent_busy()
+        seen = [core for core in allowed if core in percent]
         if not seen:
-            self.busy.append(min(percent))
+            self.busy.append(min(percent.values(), default=0.0))
             return None
         cores = sorted(seen, key=lambda core: percent[core])[:count]
         self.busy.append(max(percent[core] for core in cores))
@@ -40,40 +46,62 @@ class Load:
         busy = sum(self.busy) / len(self.busy) if self.busy else 0.0
         if busy > 20:
             found.append(f"noisy machine: other work kept the measuring core {busy:.0f}% busy")
-        total, stolen = (end - start for end, start in zip(_times(), self._start, strict=True))
+        end, _ = proc.ticks()
+        total, stolen = end.total - self._start.total, end.stolen - self._start.stolen
         if total > 0 and stolen / total > 0.02:
             found.append(f"noisy machine: the hypervisor took {100 * stolen / total:.0f}% of the time")
         return found
 
 
-def _times() -> tuple[float, float]:
-    times = psutil.cpu_times()
-    return sum(times), getattr(times, "steal", 0.0)
+class Watch:
+    """The machine from before a measurement to its end.
+
+    Args: threads: that measure. versions: of the libraries that measure. emulated: said by who knows it, for it is not
+    seen everywhere.
+    """
+
+    def __init__(self, threads: int, versions: Mapping[str, str], *, emulated: bool = False) -> None:
+        self.load = Load()
+        self._threads, self._versions, self._emulated = threads, dict(versions), emulated or is_emulated()
+
+    def quietest(self, count: int) -> tuple[int, ...] | None:
+        """The `count` cores that do least now; None where a process cannot be pinned."""
+        return self.load.quietest(count)
+
+    def environment(self) -> dict[str, Any]:
+        """What the figures hold for; with `emulated`, true, where the processor is not the machine's own."""
+        return {**environment(self._versions), **({"emulated": True} if self._emulated else {})}
+
+    def notes(self) -> list[str]:
+        """What a reader of the figures should know."""
+        return [*([EMULATED] if self._emulated else []), *self.load.notes()]
+
+
+def _percent_busy() -> dict[int, float]:
+    """How busy each core was in the next tenth of a second."""
+    _, before = proc.ticks()
+    time.sleep(LOOK_SECONDS)
+    _, after = proc.ticks()
+    return {
+        core: 100 * (end.busy - before[core].busy) / max(end.total - before[core].total, 1e-9)
+        for core, end in after.items()
+        if core in before
+    }
 
 
 def environment(versions: Mapping[str, str]) -> dict[str, Any]:
     """What the figures hold for: the processor, its governor where it can be read, the system, and versions."""
     return {
-        "cpu": _cpu_name(),
-        "cores": psutil.cpu_count(logical=False) or psutil.cpu_count(),
-        "threads": psutil.cpu_count(),
-        "memory_mb": round(psutil.virtual_memory().total / 1e6),
+        "cpu": proc.cpu_name() or platform.processor() or platform.machine(),
+        "cores": proc.physical_cores(),
+        "threads": os.cpu_count(),
+        "memory_mb": round(proc.memory_bytes() / 1e6),
         "governor": _governor(),
-        "load_average": [round(load, 2) for load in psutil.getloadavg()],
+        "load_average": [round(load, 2) for load in proc.load_average()],
         "platform": platform.platform(),
         "python": platform.python_version(),
         **versions,
     }
-
-
-def _cpu_name() -> str:
-    try:
-        for line in Path("/proc/cpuinfo").read_text().splitlines():
-            if line.startswith(("model name", "Model")):
-                return line.partition(":")[2].strip()
-    except OSError:
-        pass  # not Linux: what the platform module knows has to do
-    return platform.processor() or platform.machine()
 
 
 def _governor() -> str | None:
@@ -94,11 +122,6 @@ def pin(cores: tuple[int, ...] | None) -> bool:
     return True
 
 
-def resident_bytes() -> int:
-    """Memory of this process that is resident now."""
-    return int(psutil.Process().memory_info().rss)
-
-
 def reset_peak() -> None:
     """Let the peak start anew at what is resident now, where the system can (Linux since 4.0)."""
     # Where it cannot, the peak starts with the import of the runtime, which is below a model's own in most cases.
@@ -116,8 +139,19 @@ def peak_bytes() -> int:
     except OSError:
         pass  # not Linux
     if sys.platform == "win32":
+        import psutil
+
         return int(psutil.Process().memory_info().peak_wset)
     import resource
 
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return int(peak if sys.platform == "darwin" else peak * 1024)
+
+
+def end_with_parent() -> None:
+    """Let the system kill this process when its parent is gone, however that came to its end (Linux)."""
+    if not sys.platform.startswith("linux"):
+        return
+    # Not on every Linux: where the call is refused, the process ends with its job, a little later.
+    with contextlib.suppress(OSError, AttributeError):
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)

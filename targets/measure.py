@@ -16,6 +16,7 @@ import hashlib
 import math
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -36,11 +37,10 @@ from kdc.numerics.stats import (
     percentile,
     ratio_interval,
 )
-from targets.machine import Load, environment
+from targets.job import FileTiming
 from targets.process import Workplace
 from targets.runtime import Array, runtime_of
 from targets.skips import onnx_files, skips
-from targets.worker import FileTiming
 
 PROCESSES_LEAST = 3  # with fewer, a t interval is too wide to say anything
 
@@ -236,22 +236,20 @@ def measure(
     parts = [runtime.files(file) for file in files]
     costs = [_cost(paths) for paths in parts]
     mixed = _which_skip(parts)
-    described = environment({device.runtime: runtime.version(), "numpy": np.__version__})
-    load = Load()
     found: list[tuple[FileTiming, ...]] = []
     used: set[tuple[int, ...] | None] = set()
     reached: Literal["precision", "time"] = "time"
-    with Workplace(inputs) as place:
+    with Workplace(inputs, device) as place:
+        watch = place.watch()
         memory = _memory(files, [cost[0] for cost in costs], device, place, seed)
         start = time.monotonic()
         while len(found) < settings.processes_max:
-            cores = load.quietest(device.threads)
-            job = place.job(files, device, (seed, len(found)), cores).model_copy(
-                update={
-                    "slice_seconds": settings.slice_seconds * len(files),
-                    "rounds_max": settings.rounds_max,
-                    "skips": mixed,
-                }
+            cores = watch.quietest(device.threads)
+            job = replace(
+                place.job(files, device, (seed, len(found)), cores),
+                slice_seconds=settings.slice_seconds * len(files),
+                rounds_max=settings.rounds_max,
+                skips=mixed,
             )
             done = place.run(job)
             found.append(done.timings)
@@ -263,6 +261,7 @@ def measure(
                 break
             if spent >= settings.seconds and len(found) >= PROCESSES_LEAST:
                 break
+        described, watched = watch.environment(), watch.notes()
     samples = tuple(tuple(process[index].blocks_ns for process in found) for index in range(len(files)))
     generator = np.random.default_rng((seed, len(found)))
     profiles = [
@@ -284,7 +283,7 @@ def measure(
         interest=settings.interest,
         reached=reached,
         environment={**described, "pinned_to": pinned, "processes": len(found)},
-        notes=(*load.notes(), *_notes(found), *([_NO_INPUTS] if any(mixed) and inputs is None else [])),
+        notes=(*watched, *_notes(found), *([_NO_INPUTS] if any(mixed) and inputs is None else [])),
         samples_ns=samples,
         skips=mixed,
     )
@@ -299,12 +298,12 @@ def quick_latencies(
 
     Raises: TargetError where a file cannot be loaded or run.
     """
-    with Workplace(inputs) as place:
-        cores = Load().quietest(device.threads)
+    with Workplace(inputs, device) as place:
+        cores = place.watch().quietest(device.threads)
         runtime = runtime_of(device)
         mixed = _which_skip([runtime.files(file) for file in files])
-        update = {"slice_seconds": seconds * len(files), "skips": mixed}
-        timings = place.run(place.job(files, device, (0, 0), cores).model_copy(update=update)).timings
+        job = replace(place.job(files, device, (0, 0), cores), slice_seconds=seconds * len(files), skips=mixed)
+        timings = place.run(job).timings
     return [
         float(
             np.mean([mean_over_inputs(block) for block in timing.blocks_ns])
@@ -321,7 +320,7 @@ def peak_memories(files: Sequence[DeviceFile], device: Device, inputs: Sequence[
 
     Raises: TargetError where a file cannot be loaded or run.
     """
-    with Workplace(inputs) as place:
+    with Workplace(inputs, device) as place:
         names = [str(file.path) for file in files]
         found = _memory(files, names, device, place, 0)
     return [found[name] / 1e6 for name in names]
@@ -351,7 +350,7 @@ def _memory(
     peaks: dict[str, int] = {}
     for file, sha256 in zip(files, hashes, strict=True):
         if sha256 not in peaks:
-            job = place.job([file], device, (seed,)).model_copy(update={"mode": "memory"})
+            job = replace(place.job([file], device, (seed,)), mode="memory")
             peaks[sha256] = place.run(job).peak_bytes
     return peaks
 

@@ -1,7 +1,8 @@
 """One measuring process: loads the files, warms them up, times them in blocks, and writes down every sample.
 
-Started by `targets.process` as `python -m targets.worker JOB RESULT`, so that every measurement begins in a process
-that has nothing else in it: numpy and the runtime, no torch.
+Started by `targets.fresh` as `python -m targets.worker JOB RESULT`, so that every measurement begins in a process that
+has nothing else in it: numpy and the runtime, no torch. A remote device runs this very file (`targets.remote`), and has
+no more than Python, numpy and the runtime: nothing else may be imported here.
 """
 
 from __future__ import annotations
@@ -12,18 +13,18 @@ import os
 import sys
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from statistics import median
-from typing import Literal
 
 import numpy as np
-from pydantic import BaseModel
 
-from kdc.core.device import Device
+from kdc.core.devicefile import DeviceFile
 from kdc.core.errors import TargetError
-from kdc.core.spec import DeviceFile
 from kdc.numerics.stats import REPEATS, is_steady
-from targets.machine import peak_bytes, pin, reset_peak, resident_bytes
+from targets.job import Done, FileTiming, Job, device_of
+from targets.machine import end_with_parent, peak_bytes, pin, reset_peak
+from targets.proc import resident_bytes
 from targets.runtime import Array, feeds, runtime_of
 
 WINDOW_NS = 5_000_000  # one window of the warm-up
@@ -43,61 +44,17 @@ CHUNK = 50  # consecutive inputs of one file, where every input is timed
 Batches = list[list[Array]]
 
 
-class Job(BaseModel, frozen=True):
-    """What one process does. `inputs` is an .npz with arrays "0", "1", ...: samples [n, ...] in call order.
-
-    mode: "time" times blocks of batches, "memory" finds the peak of one file, "inputs" times every input at batch 1,
-    `repeats` times. skips: for each file whether its work depends on its input; empty where none's does.
-    """
-
-    device: Device
-    files: tuple[DeviceFile, ...]
-    inputs: Path | None
-    seed: tuple[int, ...]
-    cores: tuple[int, ...] | None
-    slice_seconds: float = 0.0
-    rounds_max: int = 20
-    mode: Literal["time", "memory", "inputs"] = "time"
-    skips: tuple[bool, ...] = ()
-    repeats: int = REPEATS
-
-
-class FileTiming(BaseModel, frozen=True):
-    """One file in one process: blocks_ns is [rounds][runs].
-
-    Where its work depends on its input, a block runs all its inputs, then all again: `REPEATS` times over.
-    """
-
-    load_ns: int
-    first_ns: int
-    warm_up_runs: int
-    steady: bool
-    blocks_ns: tuple[tuple[int, ...], ...]
-
-
-class Done(BaseModel, frozen=True):
-    """What one process found, by the job's mode, or an error.
-
-    `timings` in the job's order of files, `peak_bytes` of its one file, or `inputs_ns` [file][input].
-    """
-
-    timings: tuple[FileTiming, ...] = ()
-    inputs_ns: tuple[tuple[int, ...], ...] = ()
-    peak_bytes: int = 0
-    pinned: bool = False
-    error: str | None = None
-
-
 class _Subject:
     """A loaded file with its batches and how many runs make a block."""
 
     def __init__(self, job: Job, file: DeviceFile, samples: list[Array] | None, limit: int = BATCHES) -> None:
-        runtime = runtime_of(job.device)
+        device = device_of(job.device)
+        runtime = runtime_of(device)
         start = time.perf_counter_ns()
-        engine = runtime.load(file, job.device)
+        engine = runtime.load(file, device)
         self.load_ns = time.perf_counter_ns() - start
         self.run: Callable[[Sequence[Array]], object] = engine.run
-        self.batches: Batches = feeds(engine, samples, job.device.batch, np.random.default_rng(job.seed), limit)
+        self.batches: Batches = feeds(engine, samples, device.batch, np.random.default_rng(job.seed), limit)
         self.first_ns = self.block(0, 0, 1)[0]
         self.warm_up_runs = 0
         self.steady = False
@@ -178,7 +135,7 @@ def _time(job: Job, samples: list[Array] | None) -> Done:
 
 def _loaded(job: Job, samples: list[Array] | None, generator: np.random.Generator, limit: int) -> list[_Subject]:
     """All files, in the job's order; nothing is collected from here on."""
-    runtime_of(job.device).prepare()
+    runtime_of(device_of(job.device)).prepare()
     loaded: dict[int, _Subject] = {}
     # A session's place in memory decides a percent or two of its time: which one comes first is left to chance.
     for index in generator.permutation(len(job.files)):
@@ -193,7 +150,7 @@ def _limit(job: Job, samples: list[Array] | None) -> int:
     """As many batches as `MIXED_BYTES` hold for all files, but never fewer than other files get."""
     if samples is None:
         return BATCHES
-    batch_bytes = sum(array.nbytes // max(1, len(array)) for array in samples) * job.device.batch
+    batch_bytes = sum(array.nbytes // max(1, len(array)) for array in samples) * device_of(job.device).batch
     return max(BATCHES, MIXED_BYTES // max(1, batch_bytes * len(job.files)))
 
 
@@ -201,7 +158,7 @@ def _inputs(job: Job, samples: list[Array] | None) -> Done:
     """The time of every input alone, for every file."""
     generator = np.random.default_rng(job.seed)
     count = 0 if samples is None else len(samples[0])
-    alone = job.model_copy(update={"device": job.device.model_copy(update={"batch": 1})})
+    alone = replace(job, device={**job.device, "batch": 1})
     subjects = _loaded(alone, samples, generator, count)
     for file, subject in zip(job.files, subjects, strict=True):
         if len(subject.batches) != count:
@@ -227,13 +184,14 @@ def _inputs(job: Job, samples: list[Array] | None) -> Done:
 
 def _memory(job: Job, samples: list[Array] | None) -> Done:
     """The most memory that is resident while a file is loaded and run, over what the bare runtime takes."""
-    runtime = runtime_of(job.device)
+    device = device_of(job.device)
+    runtime = runtime_of(device)
     runtime.prepare()
     gc.collect()
     reset_peak()
     before = resident_bytes()
-    engine = runtime.load(job.files[0], job.device)
-    batches = feeds(engine, samples, job.device.batch, np.random.default_rng(job.seed), limit=1)
+    engine = runtime.load(job.files[0], device)
+    batches = feeds(engine, samples, device.batch, np.random.default_rng(job.seed), limit=1)
     for _ in range(5):
         engine.run(batches[0])
     return Done(peak_bytes=max(0, peak_bytes() - before))
@@ -251,13 +209,14 @@ _MODES = {"time": _time, "memory": _memory, "inputs": _inputs}
 
 def main(job_path: str, result_path: str) -> None:
     """Do the job of one file, and write what was found into another."""
-    job = Job.model_validate_json(Path(job_path).read_text())
+    end_with_parent()
+    job = Job.from_json(Path(job_path).read_text())
     pinned = pin(job.cores)
     try:
         done = _MODES[job.mode](job, _samples(job.inputs))
     except TargetError as error:
         done = Done(error=str(error))
-    Path(result_path).write_text(done.model_copy(update={"pinned": pinned}).model_dump_json())
+    Path(result_path).write_text(replace(done, pinned=pinned).as_json())
     sys.stdout.flush()
     # The runtime's own threads are not waited for: all that mattered is written.
     os._exit(0)

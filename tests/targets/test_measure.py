@@ -3,6 +3,8 @@
 import hashlib
 import subprocess
 import sys
+import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,10 +13,11 @@ from kdc.core.errors import TargetError
 from kdc.core.observe import Progress
 from kdc.core.spec import DeviceFile
 from kdc.numerics.stats import ratio_interval
-from targets.machine import Load, environment, peak_bytes, resident_bytes
+from targets.job import Done, FileTiming, Job, device_of, fields_of
+from targets.machine import Load, environment, peak_bytes
 from targets.measure import Measured, Settings, compare, judge, measure, quick_latencies
+from targets.proc import resident_bytes
 from targets.process import Workplace
-from targets.worker import Job
 
 SHORT = Settings(seconds=0.5, processes_min=3, processes_max=3, slice_seconds=0.02)
 
@@ -174,17 +177,13 @@ def test_peak_memory_counts_the_models_weights(device, linear):
 
 def job(device, file, **changes):
     return Job(
-        device=device,
-        files=(file,),
-        inputs=None,
-        seed=(0,),
-        cores=None,
-    ).model_copy(update=changes)
+        **{"device": fields_of(device), "files": (file,), "inputs": None, "seed": (0,), "cores": None, **changes}
+    )
 
 
 def test_a_process_that_dies_is_an_error_with_its_last_words(device, linear, tmp_path):
     file, _ = linear()
-    with Workplace(None) as place, pytest.raises(TargetError, match=r"exit code 1\n[\s\S]*FileNotFoundError"):
+    with Workplace(None, device) as place, pytest.raises(TargetError, match=r"exit code 1\n[\s\S]*FileNotFoundError"):
         place.run(job(device, file, inputs=tmp_path / "gone.npz"))
 
 
@@ -196,16 +195,67 @@ def test_an_interrupt_leaves_no_process_behind(device, linear, monkeypatch):
         raise KeyboardInterrupt
 
     monkeypatch.setattr(subprocess.Popen, "communicate", interrupted)
-    with Workplace(None) as place:
+    with Workplace(None, device) as place:
         with pytest.raises(KeyboardInterrupt):
             place.run(job(device, linear()[0], slice_seconds=60.0))
         assert not place.path.joinpath("result.json").exists()
     assert started[0].wait(timeout=10) != 0
 
 
-def test_a_measuring_process_has_no_torch_in_it():
-    code = "import sys, targets.worker, targets.onnxruntime; sys.exit('torch' in sys.modules)"
-    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+def test_a_measuring_process_has_nothing_in_it_but_numpy_and_the_runtime():
+    code = """if True:
+        import sys
+        before = set(sys.modules)
+        import targets.worker, targets.onnxruntime
+        targets.onnxruntime.RUNTIME.prepare()
+        print(*sorted({name.split(".")[0] for name in set(sys.modules) - before} - sys.stdlib_module_names))
+    """
+    done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
+    assert done.stdout.split() == ["kdc", "numpy", "onnxruntime", "targets"]
+
+
+def test_a_job_and_its_result_come_back_from_json_as_they_were(device, linear):
+    asked = job(device, linear()[0], cores=(1,), skips=(True,), mode="inputs")
+    assert Job.from_json(asked.as_json()) == asked
+    read = device_of(Job.from_json(asked.as_json()).device)
+    assert (read.runtime, read.threads, read.quantization.activations) == ("onnxruntime", 1, "uint8")
+    found = Done(timings=(FileTiming(1, 2, 3, True, ((4, 5), (6,))),), inputs_ns=((7, 8),), pinned=True)
+    assert Done.from_json(found.as_json()) == found
+
+
+def test_a_process_that_hangs_is_killed_and_reported(device, linear):
+    with Workplace(None, device) as place, pytest.raises(TargetError, match=r"not done after 0 s, and was killed"):
+        place.run(job(device, linear()[0], limit_seconds=0.05))
+
+
+def test_a_worker_ends_with_its_parent():
+    """However that came to its end: here it is killed, and can tell nobody."""
+    worker = (
+        "import time; from targets.machine import end_with_parent; end_with_parent(); print(flush=True); time.sleep(60)"
+    )
+    parent = """if True:
+        import subprocess, sys
+        child = subprocess.Popen([sys.executable, "-c", sys.argv[1]], stdout=subprocess.PIPE)
+        child.stdout.readline()
+        print(child.pid, flush=True)
+        child.wait()
+    """
+    process = subprocess.Popen([sys.executable, "-c", parent, worker], stdout=subprocess.PIPE)
+    child = int(process.stdout.readline())
+    assert running(child)
+    process.kill()
+    process.communicate()
+    end = time.monotonic() + 20
+    while running(child) and time.monotonic() < end:
+        time.sleep(0.05)
+    assert not running(child)
+
+
+def running(pid):
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
 
 
 def test_a_users_folder_named_targets_does_not_stand_in_for_ours(device, linear, tmp_path, monkeypatch):
