@@ -16,7 +16,7 @@ from kdc.core.spec import DeviceFile
 from kdc.numerics.stats import REPEATS, Floats, Interval, percentile, ratio_interval
 from targets.machine import Load, environment
 from targets.process import Workplace
-from targets.runtime import Array, runtime_of
+from targets.runtime import Array, running
 
 
 class InputTimes(BaseModel, frozen=True, extra="forbid"):
@@ -101,7 +101,7 @@ def over_inputs(
         raise TargetError(
             f"the models' inputs have {counts} samples", do="give the same number of samples for each, at least one"
         )
-    runtime = runtime_of(device)
+    runtime = running(device)
     described = environment({device.runtime: runtime.version(), "numpy": np.__version__})
     load = Load()
     found: list[tuple[tuple[int, ...], ...]] = []
