@@ -33,7 +33,7 @@ def convert(name: str, command: Sequence[str], folder: Path, model: Path, expect
     except subprocess.TimeoutExpired as error:
         raise TargetError(f"{model}: {name} did not end within {TIMEOUT_SECONDS} s") from error
     said = done.stdout.decode(errors="replace")
-    if done.returncode == 0 and all(path.is_file() and path.stat().st_size for path in expected):
+    if done.returncode == 0 and all(path.is_file() for path in expected):
         return said
     how = f"signal {-done.returncode}" if done.returncode < 0 else f"exit code {done.returncode}"
     last = "\n".join(said.strip().splitlines()[-SHOWN_LINES:])
