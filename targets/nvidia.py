@@ -1,6 +1,7 @@
 """What TensorRT and TensorRT-RTX share: one API under two names. Parsing, building, the network's layers, and running.
 
-Both are strongly typed here: floats stay as the ONNX file has them, and integers come with its QuantizeLinear and
+Both are strongly typed here: floats stay as the ONNX file has them, or become float16 before it is parsed where the
+profile says so, and integers come with its QuantizeLinear and
 DequantizeLinear, which must be symmetric int8 (NVIDIA's rule but for DLA) and never int32, so that biases stay float.
 Running needs a driver, and cuda-python for the device's memory.
 """
@@ -15,6 +16,7 @@ from typing import Any
 
 from kdc.core.device import Device
 from kdc.core.errors import TargetError
+from targets.half import in_half
 from targets.runtime import Array, Layer, Port, first_line, must_exist
 
 MAX_BATCH = 256
@@ -55,13 +57,19 @@ class Parsed:
     Raises: TargetError with the parser's own words, and the node, where it cannot take the file.
     """
 
-    def __init__(self, trt: Any, name: str, onnx_path: Path) -> None:
+    def __init__(self, trt: Any, name: str, onnx_path: Path, device: Device) -> None:
         must_exist(onnx_path)
         self.log = logger(trt)
         self.builder = trt.Builder(self.log)
         self.network = self.builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
         self._parser = trt.OnnxParser(self.network, self.log)
-        if not self._parser.parse_from_file(str(onnx_path)):
+        if device.floats == "float16":
+            import onnx
+
+            parsed = self._parser.parse(in_half(onnx.load(onnx_path), str(onnx_path)).SerializeToString())
+        else:
+            parsed = self._parser.parse_from_file(str(onnx_path))
+        if not parsed:
             error = self._parser.get_error(0) if self._parser.num_errors else None
             where = "" if error is None else f" at {error.node_operator()} '{error.node_name()}'"
             why = "it gives no reason" if error is None else error.desc()

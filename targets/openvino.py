@@ -145,7 +145,7 @@ def _settings(device: Device) -> dict[str, Any]:
     settings: dict[str, Any] = {"PERFORMANCE_HINT": "LATENCY"}
     place = _place(device)
     if place != "NPU":  # which computes in float16 and integers alone
-        settings["INFERENCE_PRECISION_HINT"] = "f32"
+        settings["INFERENCE_PRECISION_HINT"] = "f16" if device.floats == "float16" else "f32"
     if place == "CPU":
         settings |= {"INFERENCE_NUM_THREADS": device.threads, "NUM_STREAMS": 1}
     return settings

@@ -101,6 +101,8 @@ class Inspects(Protocol):
         """Its layers, in their order. Raises: TargetError where it cannot take the model."""
 
 
+_HALF = ("openvino", "tensorrt-rtx", "tensorrt")
+
 NONE = "none"
 """The runtime of a profile that has limits alone."""
 
@@ -127,6 +129,11 @@ def runtime_of(device: Device) -> Runtime:
     if device.runtime not in _MODULES:
         raise TargetError(
             f"target {device.name}: there is no runtime {device.runtime!r}", do=f"known runtimes: {', '.join(_MODULES)}"
+        )
+    if device.floats != "float32" and device.runtime not in _HALF:
+        raise TargetError(
+            f"target {device.name}: kdc runs {device.runtime} in float32 alone, and its profile has {device.floats}",
+            do=f"take `floats` out of it, or one of the runtimes {', '.join(_HALF)}",
         )
     # By name, so that this file and the runtimes' files do not import each other.
     runtime = cast(Runtime, importlib.import_module(_MODULES[device.runtime]).RUNTIME)

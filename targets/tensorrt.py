@@ -49,7 +49,7 @@ class TensorRt:
                 do="build on the device itself, or take a tensorrt-rtx target, which is built ahead of time",
             )
         trt = _package()
-        parsed = Parsed(trt, NAME, onnx_path)
+        parsed = Parsed(trt, NAME, onnx_path, device)
         folder.mkdir(parents=True, exist_ok=True)
         path = folder / f"{onnx_path.stem}{self.suffix}"
         path.write_bytes(parsed.engine(trt, device, parsed.builder.create_builder_config(), onnx_path))
@@ -57,7 +57,7 @@ class TensorRt:
 
     def layers(self, onnx_path: Path, device: Device) -> tuple[Layer, ...]:
         """The network as it was read, with the number format of each layer's outputs."""
-        return Parsed(_package(), NAME, onnx_path).layers()
+        return Parsed(_package(), NAME, onnx_path, device).layers()
 
     def files(self, file: DeviceFile) -> tuple[Path, ...]:
         """The engine, which holds all weights."""

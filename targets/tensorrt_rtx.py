@@ -44,7 +44,7 @@ class TensorRtRtx:
     def build(self, onnx_path: Path, folder: Path, device: Device) -> DeviceFile:
         """Build an engine for the profile's compute capabilities (where it names none, for those that NVIDIA chooses)."""
         trt = _package()
-        parsed = Parsed(trt, NAME, onnx_path)
+        parsed = Parsed(trt, NAME, onnx_path, device)
         config = parsed.builder.create_builder_config()
         chosen = [_capability(trt, name, device) for name in device.compute_capabilities]
         if chosen:
@@ -58,7 +58,7 @@ class TensorRtRtx:
 
     def layers(self, onnx_path: Path, device: Device) -> tuple[Layer, ...]:
         """The network as it was read, with the number format of each layer's outputs: an engine's needs a driver."""
-        return Parsed(_package(), NAME, onnx_path).layers()
+        return Parsed(_package(), NAME, onnx_path, device).layers()
 
     def files(self, file: DeviceFile) -> tuple[Path, ...]:
         """The engine, which holds all weights."""

@@ -36,6 +36,7 @@ class Device(BaseModel, frozen=True, extra="forbid"):
     quantization: QuantizationScheme | None = None
     channel_alignment: int = Field(default=1, ge=1, description="kept channels are a multiple of this")
     alignment_source: str = ""
+    floats: Literal["float32", "float16"] = Field(default="float32", description="what unquantized values are held in")
     architecture: str = Field(default="", description="the processor's, as `uname -m` names it; empty: this machine's")
     memory_mb: float | None = Field(default=None, description="RAM, 10^6 bytes")
     storage_mb: float | None = Field(default=None, description="flash that the program and the model share, 10^6 bytes")

@@ -57,7 +57,7 @@ class Evaluation:
         labels = split.labels.numpy()
         points = [100.0 * float(task.scores(o, labels).mean()) for o in (expected, outputs)]
         floating = Fact.FLOAT in facts_of(made.artifact.lineage, self.inputs.device)
-        error = verify.parity(made.name, expected, outputs, floating, points)
+        error = verify.parity(made.name, expected, outputs, floating, points, self.inputs.device.floats)
         record = {"parity": error, "points": points}
         if not isinstance(made.artifact.model, Cascade):
             return self.steps.store.write(name, parts, record, _writers(outputs, taken))

@@ -65,6 +65,11 @@ def test_a_profile_of_limits_alone_can_be_shown_and_not_built_for():
         runtime_of(load_device("cortex-m"))
 
 
+def test_a_runtime_that_has_float32_alone_refuses_a_profile_of_float16(device):
+    with pytest.raises(TargetError, match=r"runs onnxruntime in float32 alone[\s\S]*tensorrt-rtx"):
+        runtime_of(device.model_copy(update={"floats": "float16"}))
+
+
 def test_another_processors_target_cannot_be_run_here(device):
     foreign = device.model_copy(update={"architecture": "pdp11"})
     with pytest.raises(
