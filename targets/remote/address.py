@@ -1,9 +1,13 @@
-"""Where a device is: `ssh://user@host[:port]` or `adb://serial`, each with `?python=PATH` where Python has another name."""
+"""Where a device is: `ssh://user@host[:port]` or `adb://serial`.
+
+Behind it may stand `?python=PATH`, where the Python that has numpy and the runtime has another name than python3, and
+`emulated=yes`, where the device's processor is emulated and cannot be seen to be; as in `ssh://pi@board?python=P&emulated=yes`.
+"""
 
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 from urllib.parse import parse_qsl, urlsplit
 
@@ -25,6 +29,7 @@ class Address:
     user: str | None = None
     port: int | None = None
     python: str = "python3"
+    emulated: bool = False
 
     def __str__(self) -> str:
         user = f"{self.user}@" if self.user else ""
@@ -42,7 +47,9 @@ def parse(text: str) -> Address:
         parts = urlsplit(text)
         options = dict(parse_qsl(parts.query, strict_parsing=bool(parts.query)))
         python = options.pop("python", "python3")
-        address = _address(parts.scheme, parts.netloc, python)
+        address = replace(
+            _address(parts.scheme, parts.netloc, python), emulated=_yes(options.pop("emulated", "no"), "emulated")
+        )
     except ValueError as error:
         raise TargetError(f"{text!r} is no device's address: {error}", do=f"write {FORMS}") from error
     if options or parts.path.strip("/") or parts.fragment:
@@ -63,6 +70,12 @@ def _address(scheme: str, place: str, python: str) -> Address:
         raise ValueError("a password cannot be given; ssh asks a key or an agent")
     user = None if parts.username is None else _name(parts.username, "user")
     return Address("ssh", _name(parts.hostname or "", "host"), user, parts.port, python)
+
+
+def _yes(text: str, what: str) -> bool:
+    if text not in ("yes", "no"):
+        raise ValueError(f"{what} is {text!r}, neither yes nor no")
+    return text == "yes"
 
 
 def _name(text: str, what: str) -> str:

@@ -94,6 +94,8 @@ class Agent:
                 self._say({"held": str(error)})
             except TargetError as error:
                 self._say({"error": str(error)})
+            except Exception as error:  # a fault of ours, which the other side has to hear of
+                self._say({"error": f"the agent failed at {asked['do']!r}: {type(error).__name__}: {error}"})
 
     def end(self, last: Callable[[], None] = lambda: None) -> NoReturn:
         """Kill the process that measures, remove the folder, and be gone."""

@@ -35,8 +35,8 @@ class Remote:
 
     def __init__(self, device: Device) -> None:
         assert device.address is not None
-        self._device = device
         self._address = parse(device.address)
+        self._device = device.model_copy(update={"emulated": device.emulated or self._address.emulated})
         self._runtime = runtime_of(device)
         connect = ssh.connect if self._address.scheme == "ssh" else adb.connect
         self._line = connect(self._address, bundle(type(self._runtime).__module__))

@@ -10,9 +10,11 @@
 import os
 from pathlib import Path
 
+import numpy as np
 import pytest
 from remote_devices import folders_in, processes_with
 
+from targets.answers import answers
 from targets.measure import Settings, compare
 from targets.process import Workplace
 
@@ -28,8 +30,11 @@ pytestmark = [
 def board(device, sshd, tmp_path):
     """The arm64 root behind sshd: its Python is what the address names."""
     python = tmp_path / "python3"
+    # In a mount namespace of its own: the root's /proc is there as long as this Python is.
     python.write_text(
-        f"#!/bin/sh\nexport HOME=/root XDG_CACHE_HOME=/tmp/cache\nexec chroot '{ROOT}' /usr/bin/python3 \"$@\"\n"
+        "#!/bin/sh\nexport HOME=/root XDG_CACHE_HOME=/tmp/cache\n"
+        f"exec unshare --mount sh -c 'mount --bind /proc {ROOT}/proc && "
+        f'exec chroot {ROOT} /usr/bin/python3 "$@"\' sh "$@"\n'
     )
     python.chmod(0o755)
     return device.model_copy(update={"address": sshd.address(python)})
@@ -47,3 +52,10 @@ def test_an_emulated_device_is_seen_to_be_one(board, linear):
     assert any(note.startswith("emulated: ") for note in found.notes)
     assert folders_in(Path(ROOT, "tmp/cache")) == []
     assert processes_with("agent.pyz") == []
+
+
+def test_answers_of_arm_kernels_are_the_formulas(board, linear):
+    file, weight = linear("m.onnx", 64, 16)
+    x = np.random.default_rng(0).normal(size=(5, 64)).astype(np.float32)
+    (y,) = answers(file, board, [x])
+    np.testing.assert_allclose(y, x.astype(np.float64) @ weight.astype(np.float64), rtol=1e-4, atol=1e-5)

@@ -16,6 +16,7 @@ from typer.testing import CliRunner
 from kdc.cli.profile import profile
 from kdc.core.errors import TargetError
 from kdc.core.spec import DeviceFile
+from targets.answers import answers
 from targets.measure import Settings, compare, peak_memories, quick_latencies
 from targets.over_inputs import over_inputs
 from targets.process import Workplace
@@ -37,12 +38,34 @@ def test_a_comparison_is_made_there_and_nothing_is_left(there, linear, sshd):
     assert processes_with(sshd.cache) == []
 
 
+def test_the_host_can_say_that_a_device_is_emulated(there, linear):
+    emulated = there.model_copy(update={"address": f"{there.address}&emulated=yes"})
+    found = compare(linear()[0], None, emulated, settings=SHORT)
+    assert found.candidate.latency.emulated
+    assert any(note.startswith("emulated: ") for note in found.notes)
+
+
 def test_real_inputs_and_single_inputs_are_timed_there(there, linear):
     file, _ = linear()
     x = np.random.default_rng(0).normal(size=(20, 8)).astype(np.float32)
     assert quick_latencies([file], there, [x], seconds=0.02)[0] > 0
     assert peak_memories([file], there, [x])[0] >= 0
     assert len(over_inputs([file], there, [x], processes=2).of(0)) == 20
+
+
+def test_answers_come_from_there(there, linear):
+    file, weight = linear()
+    x = np.random.default_rng(1).normal(size=(7, 8)).astype(np.float32)
+    (y,) = answers(file, there, [x])
+    np.testing.assert_allclose(y, x @ weight, rtol=1e-5, atol=1e-6)
+    (here,) = answers(file, there.model_copy(update={"address": None}), [x])
+    np.testing.assert_array_equal(y, here)
+
+
+def test_answers_take_whole_batches(device, linear):
+    file, _ = linear("two.onnx", free=2)
+    with pytest.raises(TargetError, match="takes 2 inputs at a time, and there are 3"):
+        answers(file, device, [np.zeros((3, 8), np.float32)])
 
 
 def test_profile_takes_a_device(there, linear):
