@@ -7,13 +7,13 @@ from pathlib import Path
 from typing import Any
 
 from kdc.core.observe import Emit, silent
-from kdc.core.spec import DeviceFile
 from kdc.driver import compress as driver
 from kdc.driver.recipe import Recipe, load_recipe
 from kdc.driver.report import Report
 from passes import PASSES
 from targets.device import load_device
 from targets.measure import Comparison, Settings, compare
+from targets.parts import ready
 
 
 def compress(
@@ -33,10 +33,10 @@ def compress(
 def profile(
     file: str | Path, against: str | Path | None = None, *, target: str = "cpu-ort", settings: Settings | None = None
 ) -> Comparison:
-    """Time an ONNX file on a target, alone or interleaved with another.
+    """Time an ONNX file, or one that the target's runtime loads, on a target, alone or interleaved with another.
 
     Raises: TargetError where the file is not there or the runtime cannot load it.
     """
     device = load_device(target)
-    baseline = None if against is None else DeviceFile(Path(against), device.runtime)
-    return compare(DeviceFile(Path(file), device.runtime), baseline, device, None, settings or Settings())
+    baseline = None if against is None else ready(Path(against), device)
+    return compare(ready(Path(file), device), baseline, device, None, settings or Settings())

@@ -12,6 +12,7 @@ from pydantic import Field
 
 from kdc.core.contract import Context, Contract, Decision, Fact, Pass
 from kdc.core.device import Device
+from kdc.core.errors import TargetError
 from kdc.core.observe import Note
 from kdc.core.spec import DeviceFile
 
@@ -38,11 +39,17 @@ class Build(Pass[Target]):
         )
 
     def decide(self, artifact: Any, context: Context) -> Target:
-        """The context's device. A cascade whose `If` this device cannot use is staged."""
+        """The context's device. A cascade whose `If` this device cannot use is staged.
+
+        Raises: TargetError where its runtime has neither form.
+        """
         from passes.export.staged import is_branched
+        from targets.cascade import RUNTIMES
 
         if not is_branched(artifact.model):
             return Target(device=context.device)
+        if context.device.runtime not in RUNTIMES:
+            raise TargetError(f"target {context.device.name}: {context.device.runtime} has no form for early exits")
         reason = _against_if(context.device)
         if reason:
             context.emit(Note(reason))

@@ -11,6 +11,9 @@ from kdc.core.errors import TargetError
 from targets import run_cascade
 from targets.runtime import Array, Engine, Port
 
+RUNTIMES = ("onnxruntime",)
+"""Those that a cascade is built for: run_cascade.py, which ships with its stages, loads each of them as one ONNX file."""
+
 
 class CascadeEngine:
     """A cascade's stages as an Engine: its outputs are logits [batch, classes] and exit [batch], int64."""

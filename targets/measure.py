@@ -12,7 +12,6 @@ inputs, for the median would tell of the most frequent exit alone; and so is tha
 
 from __future__ import annotations
 
-import hashlib
 import math
 import time
 from collections.abc import Sequence
@@ -38,8 +37,9 @@ from kdc.numerics.stats import (
     ratio_interval,
 )
 from targets.job import FileTiming
+from targets.parts import described_by, sha256_of_parts
 from targets.process import Workplace
-from targets.runtime import Array, runtime_of
+from targets.runtime import Array, Runtime, running
 from targets.skips import onnx_files, skips
 
 PROCESSES_LEAST = 3  # with fewer, a t interval is too wide to say anything
@@ -105,8 +105,8 @@ class Profile(BaseModel, frozen=True, extra="forbid"):
     size_mb: float
     latency: Latency
     peak_memory_mb: float
-    parameters: int
-    macs: int
+    parameters: int | None = Field(description="None where the graph is unknown: a file of the runtime's own format")
+    macs: int | None
 
 
 class Comparison(BaseModel, frozen=True, extra="forbid"):
@@ -233,10 +233,9 @@ def measure(
     """
     settings = settings or Settings()
     files = [baseline, *candidates]
-    runtime = runtime_of(device)
-    parts = [runtime.files(file) for file in files]
-    costs = [_cost(paths) for paths in parts]
-    mixed = _which_skip(parts)
+    runtime = running(device)
+    costs = [_cost(file, runtime) for file in files]
+    mixed = _which_skip(files, runtime)
     found: list[tuple[FileTiming, ...]] = []
     used: set[tuple[int, ...] | None] = set()
     reached: Literal["precision", "time"] = "time"
@@ -256,7 +255,7 @@ def measure(
             found.append(done.timings)
             used.add(cores if done.pinned else None)
             spent = time.monotonic() - start
-            emit(Progress("measuring", min(round(spent), round(settings.seconds)), round(settings.seconds), "s"))
+            emit(Progress("measuring", min(round(spent), round(settings.seconds)), round(settings.seconds), "seconds"))
             if len(found) >= settings.processes_min and _precise(found, settings.precision, mixed):
                 reached = "precision"
                 break
@@ -303,8 +302,7 @@ def quick_latencies(
     """
     with Workplace(inputs, device) as place:
         cores = place.watch().quietest(device.threads)
-        runtime = runtime_of(device)
-        mixed = _which_skip([runtime.files(file) for file in files])
+        mixed = _which_skip(files, running(device))
         job = replace(place.job(files, device, (0, 0), cores), slice_seconds=seconds * len(files), skips=mixed)
         timings = place.run(job).timings
     return [
@@ -332,18 +330,20 @@ def peak_memories(files: Sequence[DeviceFile], device: Device, inputs: Sequence[
 _NO_INPUTS = "the work depends on the input, and no real ones were given: on these the means may be others (--samples)"
 
 
-def _which_skip(parts: Sequence[Sequence[Path]]) -> tuple[bool, ...]:
-    return tuple(skips(paths) for paths in parts)
+def _which_skip(files: Sequence[DeviceFile], runtime: Runtime) -> tuple[bool, ...]:
+    described = [described_by(file, runtime) for file in files]
+    return tuple(bool(paths) and skips(paths) for paths in described)
 
 
-def _cost(paths: Sequence[Path]) -> tuple[str, int, int, int]:
-    """SHA-256 and bytes of all that is loaded, parameters, multiply-accumulates."""
-    sha = hashlib.sha256()
-    for path in paths:
-        sha.update(path.read_bytes())
-    counts = [count(onnx_ir.load(path)) for path in onnx_files(paths)]
+def _cost(file: DeviceFile, runtime: Runtime) -> tuple[str, int, int | None, int | None]:
+    """SHA-256 and bytes of all that is loaded; parameters and multiply-accumulates, where the graph is known."""
+    sha256, size = sha256_of_parts(file, runtime), sum(path.stat().st_size for path in runtime.files(file))
+    described = described_by(file, runtime)
+    if not described:
+        return sha256, size, None, None
+    counts = [count(onnx_ir.load(path)) for path in onnx_files(described)]
     parameters, macs = (sum(each) for each in zip(*counts, strict=True))
-    return sha.hexdigest(), sum(path.stat().st_size for path in paths), parameters, macs
+    return sha256, size, parameters, macs
 
 
 def _memory(

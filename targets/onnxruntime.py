@@ -1,4 +1,8 @@
-"""ONNX Runtime on the CPU: what it loads is the ONNX file itself, or those of a cascade's stages."""
+"""ONNX Runtime: what it loads is the ONNX file itself, or those of a cascade's stages.
+
+It runs on its CPU provider, or on the profile's providers in their order. A provider that the installed build lacks, or
+that does not start here, is an error: ONNX Runtime itself goes on with the CPU and a line in its log.
+"""
 
 from __future__ import annotations
 
@@ -12,12 +16,13 @@ from typing import TYPE_CHECKING, Any
 from kdc.core.devicefile import DeviceFile
 from kdc.core.errors import TargetError
 from targets.cascade import is_cascade, load_cascade, stage_files
-from targets.runtime import Array, Engine, Port
+from targets.runtime import Array, Engine, Port, first_line, must_exist
 
 if TYPE_CHECKING:  # pydantic's, which a remote device may lack
     from kdc.core.device import Device
 
 NAME = "onnxruntime"
+CPU = "CPUExecutionProvider"
 _DTYPES = {"float": "float32", "double": "float64"}  # the others are numpy's names too
 _ERROR = 3  # onnxruntime's log severity
 # One Identity on float[1], IR version 8, opset 18: the smallest session there is.
@@ -44,16 +49,28 @@ class OrtEngine:
                 self._output_names, dict(zip(self._input_names, inputs, strict=True))
             )
         except Exception as error:  # onnxruntime's errors share no base of their own
-            raise TargetError(f"onnxruntime cannot run the model: {_first_line(error)}") from error
+            raise TargetError(f"onnxruntime cannot run the model: {first_line(error)}") from error
         return outputs
 
 
 class OnnxRuntime:
     """The runtime. The package is imported where a session is made, for it may be absent."""
 
+    suffix = ".onnx"
+
     def missing(self) -> str | None:
         """The command that installs it, or None where it is installed."""
         return None if importlib.util.find_spec(NAME) else "pip install onnxruntime"
+
+    def cannot_run(self, device: Device) -> str | None:
+        """Which of the profile's providers the installed build does not have."""
+        import onnxruntime
+
+        there = onnxruntime.get_available_providers()
+        absent = [provider for provider in device.providers if provider not in there]
+        if not absent:
+            return None
+        return f"this build of onnxruntime has no {', '.join(absent)}; it has {', '.join(there)}"
 
     def version(self) -> str:
         """The installed version."""
@@ -64,7 +81,7 @@ class OnnxRuntime:
         import numpy as np
         import onnxruntime
 
-        session = onnxruntime.InferenceSession(_SMALLEST, _options(1), providers=["CPUExecutionProvider"])
+        session = onnxruntime.InferenceSession(_SMALLEST, _options(1), providers=[CPU])
         session.run(None, {"x": np.zeros(1, np.float32)})
 
     def build(self, onnx_path: Path, folder: Path, device: Device) -> DeviceFile:
@@ -85,7 +102,14 @@ class OnnxRuntime:
         return _files(file.path)
 
     def load(self, file: DeviceFile, device: Device) -> Engine:
-        """Load an ONNX file, or all of a cascade, on the CPU with all optimizations, in the device's number of threads."""
+        """Load an ONNX file, or all of a cascade, with all optimizations, in the device's number of threads.
+
+        What the profile's providers cannot do runs on the CPU, as ONNX Runtime has it.
+        Raises: TargetError also where a provider is absent or does not start.
+        """
+        reason = self.cannot_run(device)
+        if reason is not None:
+            raise TargetError(f"target {device.name}: {reason}", do="choose `providers` among these in the profile")
         if is_cascade(file.path):
             return load_cascade(file.path, lambda stage: self._session(stage, device), NAME)
         return self._session(file, device)
@@ -93,13 +117,16 @@ class OnnxRuntime:
     def _session(self, file: DeviceFile, device: Device) -> OrtEngine:
         import onnxruntime
 
-        _must_exist(file.path)
+        must_exist(file.path)
         try:
             session = onnxruntime.InferenceSession(
-                str(file.path), _options(device.threads), providers=["CPUExecutionProvider"]
+                str(file.path), _options(device.threads), providers=[*(device.providers or (CPU,))]
             )
         except Exception as error:  # onnxruntime's errors share no base of their own
-            raise TargetError(f"{file.path}: onnxruntime cannot load it: {_first_line(error)}") from error
+            raise TargetError(f"{file.path}: onnxruntime cannot load it: {first_line(error)}") from error
+        idle = [provider for provider in device.providers if provider not in session.get_providers()]
+        if idle:
+            raise TargetError(f"{file.path}: onnxruntime could not start {', '.join(idle)} on this machine")
         return OrtEngine(session)
 
 
@@ -125,26 +152,17 @@ def _port(argument: Any) -> Port:
 def _files(path: Path) -> tuple[Path, ...]:
     import onnx_ir
 
-    _must_exist(path)
+    must_exist(path)
     try:
         model = onnx_ir.load(path)
     except Exception as error:  # protobuf's error, or what the reader meets in a file that is something else
-        raise TargetError(f"{path}: is not an ONNX file: {_first_line(error)}") from error
+        raise TargetError(f"{path}: is not an ONNX file: {first_line(error)}") from error
     tensors = [value.const_value for graph in model.graphs() for value in graph.initializers.values()]
     locations = {Path(tensor.location) for tensor in tensors if isinstance(tensor, onnx_ir.ExternalTensor)}
     beside = tuple(path.parent / location for location in sorted(locations))
     for file in beside:
-        _must_exist(file)
+        must_exist(file)
     return (path, *beside)
-
-
-def _must_exist(path: Path) -> None:
-    if not path.is_file():
-        raise TargetError(f"{path}: there is no such file", do="check the path")
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
 RUNTIME = OnnxRuntime()

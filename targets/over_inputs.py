@@ -16,7 +16,7 @@ from kdc.core.observe import Emit, Progress, silent
 from kdc.core.spec import DeviceFile
 from kdc.numerics.stats import REPEATS, Floats, Interval, percentile, ratio_interval
 from targets.process import Workplace
-from targets.runtime import Array
+from targets.runtime import Array, running
 
 LIMIT_SECONDS = 4 * 3600.0  # for one process, which may have thousands of inputs to time
 
@@ -103,6 +103,7 @@ def over_inputs(
         raise TargetError(
             f"the models' inputs have {counts} samples", do="give the same number of samples for each, at least one"
         )
+    running(device)
     found: list[tuple[tuple[int, ...], ...]] = []
     with Workplace(inputs, device) as place:
         watch = place.watch()
@@ -114,7 +115,7 @@ def over_inputs(
                 limit_seconds=LIMIT_SECONDS,
             )
             found.append(place.run(job).inputs_ns)
-            emit(Progress("timing each input", index + 1, processes, "process"))
+            emit(Progress("timing each input", index + 1, processes, "processes"))
         described, watched = watch.environment(), watch.notes()
     return InputTimes(
         paths=tuple(file.path for file in files),

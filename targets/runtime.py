@@ -7,9 +7,10 @@ device there may be no more.
 from __future__ import annotations
 
 import importlib
+import platform
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, cast
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, cast, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -29,6 +30,14 @@ class Port(NamedTuple):
     name: str
     shape: tuple[int | str, ...]
     dtype: str
+
+
+class Layer(NamedTuple):
+    """One layer of what a runtime made of a model; `formats` are its outputs' number formats, in the runtime's words."""
+
+    name: str
+    kind: str
+    formats: tuple[str, ...]
 
 
 class Engine(Protocol):
@@ -52,8 +61,15 @@ class Engine(Protocol):
 class Runtime(Protocol):
     """What turns an ONNX file into the device's own, and loads that."""
 
+    @property
+    def suffix(self) -> str:
+        """How its files end: ".onnx" where it loads ONNX itself."""
+
     def missing(self) -> str | None:
         """The command that installs it, or None where it is installed."""
+
+    def cannot_run(self, device: Device) -> str | None:
+        """Why this machine cannot run the device's files, though it may build them; None where it can."""
 
     def version(self) -> str:
         """The installed version."""
@@ -68,7 +84,10 @@ class Runtime(Protocol):
         """
 
     def files(self, file: DeviceFile) -> tuple[Path, ...]:
-        """All files that loading this one reads: itself first, then weights kept beside it."""
+        """All files that loading this one reads: itself first, then weights kept beside it.
+
+        Their names begin with the file's own stem, unless it names them inside: they can be renamed together.
+        """
 
     def load(self, file: DeviceFile, device: Device) -> Engine:
         """Load a built file.
@@ -77,7 +96,27 @@ class Runtime(Protocol):
         """
 
 
-_MODULES = {"onnxruntime": "targets.onnxruntime"}
+@runtime_checkable
+class Inspects(Protocol):
+    """A runtime that tells what it makes of a model."""
+
+    def layers(self, onnx_path: Path, device: Device) -> tuple[Layer, ...]:
+        """Its layers, in their order. Raises: TargetError where it cannot take the model."""
+
+
+_HALF = ("openvino", "tensorrt-rtx", "tensorrt")
+
+NONE = "none"
+"""The runtime of a profile that has limits alone."""
+
+_MODULES = {
+    "onnxruntime": "targets.onnxruntime",
+    "openvino": "targets.openvino",
+    "ncnn": "targets.ncnn",
+    "mnn": "targets.mnn",
+    "tensorrt-rtx": "targets.tensorrt_rtx",
+    "tensorrt": "targets.tensorrt",
+}
 
 
 def runtime_of(device: Device) -> Runtime:
@@ -85,15 +124,47 @@ def runtime_of(device: Device) -> Runtime:
 
     Raises: TargetError where kdc knows no such runtime, or it is not installed; the message has the command.
     """
+    if device.runtime == NONE:
+        raise TargetError(
+            f"target {device.name}: kdc has no runtime for it; its profile tells its limits alone",
+            do="give these limits as the budget of another target (`kdc targets`)",
+        )
     if device.runtime not in _MODULES:
         raise TargetError(
             f"target {device.name}: there is no runtime {device.runtime!r}", do=f"known runtimes: {', '.join(_MODULES)}"
+        )
+    if device.floats != "float32" and device.runtime not in _HALF:
+        raise TargetError(
+            f"target {device.name}: kdc runs {device.runtime} in float32 alone, and its profile has {device.floats}",
+            do=f"take `floats` out of it, or one of the runtimes {', '.join(_HALF)}",
         )
     # By name, so that this file and the runtimes' files do not import each other.
     runtime = cast(Runtime, importlib.import_module(_MODULES[device.runtime]).RUNTIME)
     command = runtime.missing()
     if command is not None:
         raise TargetError(f"target {device.name}: the runtime {device.runtime} is not installed", do=command)
+    return runtime
+
+
+def running(device: Device) -> Runtime:
+    """The runtime of a device whose files can be run from this machine.
+
+    One that is reached over a line runs them itself, and says itself where it cannot.
+
+    Raises: TargetError as `runtime_of`, and with the reason where its files cannot be run here.
+    """
+    runtime = runtime_of(device)
+    if device.address is not None:
+        return runtime
+    here = platform.machine()
+    reason = runtime.cannot_run(device)
+    if device.architecture not in ("", here):
+        reason = f"it is {device.architecture}, and this machine is {here}"
+    if reason is not None:
+        raise TargetError(
+            f"target {device.name}: its files cannot be run here: {reason}",
+            do="`kdc build` makes the file here; time and check it where it runs",
+        )
     return runtime
 
 
@@ -114,6 +185,17 @@ def feeds(
         raise TargetError(f"the model takes {len(engine.inputs)} inputs, the samples have {len(samples)}")
     columns = [_batches(port, array, batch, limit) for port, array in zip(engine.inputs, samples, strict=True)]
     return [list(row) for row in zip(*columns, strict=True)]
+
+
+def must_exist(path: Path) -> None:
+    """Raises: TargetError where there is no such file."""
+    if not path.is_file():
+        raise TargetError(f"{path}: there is no such file", do="check the path")
+
+
+def first_line(error: Exception) -> str:
+    """The first line of what a runtime says, or its error's name where it says nothing."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
 def _random(port: Port, batch: int, generator: np.random.Generator) -> Array:

@@ -6,6 +6,7 @@ import sys
 
 import typer
 
+from kdc.cli.build import build
 from kdc.cli.compress import compress
 from kdc.cli.passes import passes
 from kdc.cli.plan import plan
@@ -27,7 +28,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
-for verb in (compress, plan, profile, verify, passes, targets, why, schema):
+for verb in (compress, plan, profile, build, verify, passes, targets, why, schema):
     app.command()(verb)
 
 

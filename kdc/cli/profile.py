@@ -31,15 +31,16 @@ def profile(
     from rich.progress import Progress as Bar
 
     from kdc.core.observe import Progress
-    from kdc.core.spec import DeviceFile
     from targets.device import load_device
     from targets.measure import Settings, compare
+    from targets.parts import ready
 
     profiled = load_device(target)
     if device is not None:
         profiled = profiled.model_copy(update={"address": device})
     inputs = None if samples is None else _read(samples)
-    baseline = None if against is None else DeviceFile(against, profiled.runtime)
+    candidate = ready(file, profiled)
+    baseline = None if against is None else ready(against, profiled)
     # The bar is drawn between processes only, so that drawing it costs the measurement nothing.
     console = Console(stderr=True)
     with Bar(
@@ -58,7 +59,7 @@ def profile(
                 bar.update(task, completed=event.done, refresh=True)
 
         comparison = compare(
-            DeviceFile(file, profiled.runtime),
+            candidate,
             baseline,
             profiled,
             inputs,
@@ -143,8 +144,8 @@ def _cells(one: Profile) -> tuple[str, ...]:
         f"{latency.first_ms:.3g}",
         f"{one.peak_memory_mb:.1f}",
         f"{one.size_mb * 1e3:.1f}",
-        f"{one.parameters:,}",
-        f"{one.macs / 1e3:,.1f}",
+        "unknown" if one.parameters is None else f"{one.parameters:,}",
+        "unknown" if one.macs is None else f"{one.macs / 1e3:,.1f}",
         f"{latency.n:,}, {latency.processes}",
     )
 

@@ -136,7 +136,7 @@ def _words(event: Event) -> str:
         case observe.Kept(layer, kept, whole):
             return f"      {layer}: {kept} of {whole} channels kept"
         case observe.Progress(what, done, total, unit):
-            return f"      {what}: {done} of {total} {unit}s"
+            return f"      {what}: {done} of {total} {unit}"
         case observe.Note(text):
             return f"      {text}"
     return ""

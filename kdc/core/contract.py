@@ -155,6 +155,10 @@ class Pass(BaseModel, Generic[D], frozen=True, extra="forbid"):
     def contract(self, device: Device) -> Contract:
         """Facts it requires, provides and destroys on this device."""
 
+    def refused(self, device: Device) -> str | None:
+        """Why this pass can never work for this device; None where it can. Asked before anything is computed."""
+        return None
+
     def measures(self, budget: Budget) -> bool:
         """Whether `decide` times candidates on the target, so that its result depends on the machine."""
         return False

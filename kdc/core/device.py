@@ -26,10 +26,22 @@ class Device(BaseModel, frozen=True, extra="forbid"):
     threads: int = Field(ge=1)
     batch: int = Field(default=1, ge=1)
     opset: int = Field(ge=18)
+    providers: tuple[str, ...] = Field(
+        default=(),
+        description="what in the runtime computes: its execution providers or its device, first choice first",
+    )
+    compute_capabilities: tuple[str, ...] = Field(
+        default=(), description="NVIDIA's GPU architectures that an engine is built for, such as 8.6"
+    )
     quantization: QuantizationScheme | None = None
     channel_alignment: int = Field(default=1, ge=1, description="kept channels are a multiple of this")
     alignment_source: str = ""
-    memory_mb: float | None = None
+    floats: Literal["float32", "float16"] = Field(default="float32", description="what unquantized values are held in")
+    architecture: str = Field(default="", description="the processor's, as `uname -m` names it; empty: this machine's")
+    memory_mb: float | None = Field(default=None, description="RAM, 10^6 bytes")
+    storage_mb: float | None = Field(default=None, description="flash that the program and the model share, 10^6 bytes")
+    memory_source: str = ""
+    source: str = Field(default="", description="where the profile's other facts are from")
     unsupported_operators: tuple[str, ...] = Field(default=(), description="ONNX operators that the runtime refuses")
     address: str | None = Field(
         default=None,

@@ -8,7 +8,9 @@ from pathlib import Path
 
 @dataclass(frozen=True)
 class DeviceFile:
-    """What the target's runtime loads."""
+    """What the target's runtime loads: a file, and what the runtime keeps beside it (`Runtime.files`)."""
 
     path: Path
     runtime: str
+    graph: Path | None = None
+    """The ONNX file that it was built from, where that is another one and is known: costs are counted there."""

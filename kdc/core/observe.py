@@ -31,12 +31,12 @@ class StepFinished(Event):
 
 @dataclass(frozen=True)
 class Progress(Event):
-    """`done` of `total` units of one piece of work; `unit` is their name ("epoch", "batch")."""
+    """`done` of `total` units of one piece of work; `unit` is their name in the plural ("epochs", "batches")."""
 
     what: str
     done: int
     total: int
-    unit: str = "step"
+    unit: str = "steps"
 
 
 @dataclass(frozen=True)

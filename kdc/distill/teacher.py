@@ -70,6 +70,8 @@ def teacher_outputs(context: Context, number: int, samples: Split) -> torch.Tens
     if path.exists():
         return load_file(path)["outputs"]
     what = f"teacher's answers, view {number + 1}"
-    outputs = predict(context.teacher, samples, lambda done, total: context.emit(Progress(what, done, total, "sample")))
+    outputs = predict(
+        context.teacher, samples, lambda done, total: context.emit(Progress(what, done, total, "samples"))
+    )
     save_weights({"outputs": outputs}, path)
     return outputs

@@ -54,7 +54,7 @@ def check(out: Path) -> Checked:
     expected = predict(student.model, split).numpy()
     points = [100.0 * float(task.scores(outputs, labels).mean()) for outputs in (expected, exported)]
     floating = Fact.FLOAT in facts_of(student.lineage, inputs.device)
-    error = verify.parity(report.ships, expected, exported, floating, points)
+    error = verify.parity(report.ships, expected, exported, floating, points, inputs.device.floats)
     lines.append(f"parity: torch and {report.ships} differ by at most {error:.2g} of the outputs' size")
     if isinstance(student.model, Cascade):
         _, there = _run(out / STAGED, inputs, batch=1) if report.ships != STAGED else (exported, taken)

@@ -22,7 +22,7 @@ from kdc.driver.plan import Plan, make
 from kdc.driver.recipe import Recipe, lock_text
 from kdc.driver.report import Drop, Metric, ModelRow, Report, Routing, StepRow
 from kdc.driver.routing import routing, why_not
-from kdc.driver.select import Judged, limits, proven, select
+from kdc.driver.select import Judged, known, limits, proven, select
 from kdc.driver.sources import versions
 from kdc.driver.steps import WEIGHTS, Made, Steps, measuring_parts
 from kdc.numerics import stats
@@ -31,6 +31,8 @@ from passes.export.staged import PLAN, staged_files
 from targets.cascade import is_cascade
 from targets.device import load_device
 from targets.measure import Measured, Profile, Settings, measure
+from targets.parts import renamed
+from targets.runtime import running
 
 STUDENT, TEACHER, REPORT = "student.onnx", "teacher.onnx", "report.json"
 MIX_SAMPLES = 2000
@@ -50,6 +52,7 @@ def compress(recipe: Recipe, out: Path, emit: Emit = silent) -> Report:
     Raises: UserError for the user's mistakes, LawError where a pass broke its contract.
     """
     device = load_device(recipe.target)
+    running(device)  # a student is judged by running it: where that cannot be, nothing is begun
     if recipe.passes is None:
         recipe = recipe.model_copy(update={"passes": tuple(default_passes(device))})  # the lock leaves nothing open
     plan = make(recipe.passes, device)
@@ -213,6 +216,7 @@ class _Run:
             plain = judged[chosen - 1].candidate if chosen else teacher
             without, _ = self._tested(plain)
             on_test = routing(self.lowering, shipped, plain, "test", split, (student_outputs, taken), without)
+        libraries = ("torch", "onnx", self.inputs.device.runtime, "kdc")
         return Report(
             target=self.inputs.device.name,
             task=task.name,
@@ -234,7 +238,7 @@ class _Run:
             routing=on_test,
             ships=STAGED if is_cascade(shipped.file.path) else _device_file(shipped),
             notes=(*self.inputs.data.notes, *measured.notes, *notes),
-            environment={**measured.environment, "libraries": versions(("torch", "onnx", "onnxruntime", "kdc"))},
+            environment={**measured.environment, "libraries": versions(libraries)},
             seconds=round(self.clock.seconds, 1),
         )
 
@@ -270,8 +274,8 @@ class _Run:
             metrics=metrics,
             latency=profile.latency,
             size_mb=profile.size_mb,
-            parameters=profile.parameters,
-            macs=profile.macs,
+            parameters=known(profile.parameters),
+            macs=known(profile.macs),
             peak_memory_mb=profile.peak_memory_mb,
             sha256=sha256,
         )
@@ -293,7 +297,7 @@ class _Run:
             REPORT: report.model_dump_json(indent=1) + "\n",
         }
         if not is_cascade(student.file.path):
-            files |= {STUDENT: student.onnx, _device_file(student): student.file.path}
+            files |= {STUDENT: student.onnx, **renamed(student.file, self.lowering.runtime, Path(STUDENT).stem)}
         if student.staged is not None:
             folder_name = Path(STAGED).parent
             files |= {str(folder_name / path.name): path for path in staged_files(student.staged)}

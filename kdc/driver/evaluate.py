@@ -19,13 +19,14 @@ from kdc.core.contract import Fact
 from kdc.core.data import Split
 from kdc.core.observe import Progress
 from kdc.core.spec import DeviceFile
-from kdc.core.store import Entry, Parts, key_of, sha256_of
+from kdc.core.store import Entry, Parts, key_of
 from kdc.distill.teacher import EVALUATION_BATCH, fast, predict
 from kdc.driver.plan import facts_of
 from kdc.driver.sources import digests, versions
 from kdc.driver.steps import Made, Steps
 from passes.export.staged import HOST, write
 from passes.export.staged import split as stage
+from targets.parts import sha256_of_parts
 from targets.runtime import Engine, runtime_of
 
 Array = np.ndarray[Any, Any]
@@ -56,7 +57,7 @@ class Evaluation:
         labels = split.labels.numpy()
         points = [100.0 * float(task.scores(o, labels).mean()) for o in (expected, outputs)]
         floating = Fact.FLOAT in facts_of(made.artifact.lineage, self.inputs.device)
-        error = verify.parity(made.name, expected, outputs, floating, points)
+        error = verify.parity(made.name, expected, outputs, floating, points, self.inputs.device.floats)
         record = {"parity": error, "points": points}
         if not isinstance(made.artifact.model, Cascade):
             return self.steps.store.write(name, parts, record, _writers(outputs, taken))
@@ -83,13 +84,13 @@ class Evaluation:
         self, file: DeviceFile, split: Split, what: str, batch: int = EVALUATION_BATCH
     ) -> tuple[Array, Array | None]:
         def report(done: int) -> None:
-            self.steps.emit(Progress(what, done, len(split), "sample"))
+            self.steps.emit(Progress(what, done, len(split), "samples"))
 
         return run_over(self.runtime.load(file, self.inputs.device), split, report, batch)
 
     def _parts(self, file: DeviceFile, split: str) -> Parts:
         return {
-            "file": sha256_of(file.path),
+            "file": sha256_of_parts(file, self.runtime),
             "split": split,
             "data": self.inputs.data.fingerprint,
             "task": self.inputs.task.name,

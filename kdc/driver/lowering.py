@@ -19,7 +19,7 @@ from kdc.core.contract import Context, Fact
 from kdc.core.errors import KdcError
 from kdc.core.observe import Note, silent
 from kdc.core.spec import DeviceFile
-from kdc.core.store import Parts, key_of, sha256_of
+from kdc.core.store import Parts, key_of
 from kdc.driver.evaluate import Array, Evaluation, loaded
 from kdc.driver.lint import lint
 from kdc.driver.plan import Plan, Planned
@@ -27,7 +27,8 @@ from kdc.driver.steps import ONNX, Forecasts, Made, Steps, measuring_parts
 from kdc.numerics.cost import count
 from passes.export.staged import PLAN
 from targets.measure import peak_memories, quick_latencies
-from targets.runtime import runtime_of
+from targets.parts import move, remove, sha256_of_parts
+from targets.runtime import running
 
 TOGETHER = 8  # files timed in one process beside the teacher
 FORECAST_SECONDS = 1.0
@@ -88,7 +89,7 @@ class Lowering:
 
     def __init__(self, steps: Steps, plan: Plan) -> None:
         self.steps, self.plan, self.inputs = steps, plan, steps.inputs
-        self.runtime = runtime_of(self.inputs.device)
+        self.runtime = running(self.inputs.device)
         self.evaluation = Evaluation(steps)
 
     @cached_property
@@ -116,7 +117,7 @@ class Lowering:
         parity = float(entry.record["parity"])
         staged = entry.folder if PLAN in entry.record["files"] else None
         differing = int(entry.record.get("disagreeing", 0))
-        sha256 = sha256_of(file.path)
+        sha256 = sha256_of_parts(file, self.runtime)
         return Candidate(made, onnx, file, sha256, outputs, scores, metrics, parity, taken, staged, differing)
 
     def forecasts(self, rest: tuple[Planned, ...]) -> Forecasts:
@@ -184,12 +185,12 @@ class Lowering:
         flat = spec.model_copy(update={"name": "flat", "shape": (spec.shape[0], example(spec).numel())})
         file = self.lowered(Artifact(model=_Flatten(), inputs=(spec,), outputs=(flat,)), lambda model: None)
         latency_ms = self._latency_ms("floor", file, self.samples()[:1])
-        file.path.unlink()
+        remove(file, self.runtime)
         return latency_ms
 
     def _latency_ms(self, name: str, file: DeviceFile, samples: list[Array]) -> float:
         """A file's latency from the store, or measured now: a run that goes on decides by the numbers it began with."""
-        parts: Parts = {"file": sha256_of(file.path), **measuring_parts(self.inputs.device)}
+        parts: Parts = {"file": sha256_of_parts(file, self.runtime), **measuring_parts(self.inputs.device)}
         entry = self.steps.store.find(name, key_of(parts))
         if entry is None:
             (latency_ms,) = quick_latencies([file], self.inputs.device, samples)
@@ -200,10 +201,7 @@ class Lowering:
         """An artifact's file in a folder of its own, with its price but for the time."""
         seen: list[onnx_ir.Model] = []
         built = self.lowered(artifact, seen.append)
-        folder.mkdir(parents=True)
-        for path in self.runtime.files(built):
-            path.rename(folder / path.name)
-        file = DeviceFile(folder / built.path.name, built.runtime)
+        file = move(built, self.runtime, folder)
         self.runtime.load(file, self.inputs.device)  # what the runtime refuses must not end the others' timing
         return self._priced(seen[-1], file)
 

@@ -54,7 +54,8 @@ def facts_of(lineage: Sequence[Step], device: Device) -> frozenset[Fact]:
 def make(chosen: Sequence[AnyPass] | None, device: Device) -> Plan:
     """The plan of these passes (None: the target's default list), lowering passes added where they are absent.
 
-    Raises: PlanError naming the step, the fact that it lacks, and the step that took it away.
+    Raises: PlanError naming the step, and why it cannot work for this device, or the fact that it lacks and the step
+        that took it away.
     """
     order = list(default_passes(device) if chosen is None else chosen)
     kinds = {settings.kind for settings in order}
@@ -63,6 +64,8 @@ def make(chosen: Sequence[AnyPass] | None, device: Device) -> Plan:
     planned: list[Planned] = []
     for number, settings in enumerate(order, start=1):
         contract = settings.contract(device)
+        if (reason := settings.refused(device)) is not None:
+            raise PlanError(f"step {number} {settings.kind}: {reason}", do=f"take `{settings.kind}` out of the passes")
         for fact in sorted(contract.requires - facts):
             where = f"step {number} {settings.kind} needs '{fact}'"
             if fact in removed_by:

@@ -18,6 +18,7 @@ from kdc.driver.plan import Plan
 from kdc.driver.recipe import Recipe
 from kdc.driver.steps import Steps
 from kdc.numerics.cost import count
+from targets.parts import remove
 
 
 @dataclass(frozen=True)
@@ -42,6 +43,6 @@ def preview(recipe: Recipe, plan: Plan, device: Device) -> Preview:
         file = lowering.lowered(inputs.teacher, seen.append)
         lint(seen[-1], device)
         lowering.runtime.load(file, device)
-        file.path.unlink()
+        remove(file, lowering.runtime)
     parameters, macs = count(seen[-1])
     return Preview(parameters, macs, operators(seen[-1]), inputs.data.notes)

@@ -54,7 +54,7 @@ class ExitRow(BaseModel, frozen=True, extra="forbid"):
 
 
 class Spread(BaseModel, frozen=True, extra="forbid"):
-    """Latency over the inputs, batch 1: each input counts by the median of its runs. `worst_ms`: of the costliest exit."""
+    """Latency over the inputs, batch 1: each input counts by the median of its runs; `worst_ms` is of the slowest."""
 
     mean_ms: float
     median_ms: float

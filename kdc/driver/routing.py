@@ -58,8 +58,8 @@ def routing(
     return Routing(
         split=name,
         exits=tuple(rows),
-        cascade=_spread(times, 0, max(row.mean_ms or 0.0 for row in rows)),
-        plain=_spread(times, 1, times.mean_ms(1)),
+        cascade=_spread(times, 0),
+        plain=_spread(times, 1),
         speedup=_estimate(times.ratio(1, 0)),
         last_exit=_estimate(times.ratio(0, 1, last, last)) if last.any() else None,
         drop=Drop(**stats.paired_drop(reference, scores, generator)._asdict()),
@@ -106,9 +106,12 @@ def _times(lowering: Lowering, cascade: Candidate, plain: Candidate, name: str, 
     return InputTimes.model_validate_json(entry.file("times.json").read_text())
 
 
-def _spread(times: InputTimes, file: int, worst_ms: float) -> Spread:
+def _spread(times: InputTimes, file: int) -> Spread:
     return Spread(
-        mean_ms=times.mean_ms(file), median_ms=times.median_ms(file), p95_ms=times.p95_ms(file), worst_ms=worst_ms
+        mean_ms=times.mean_ms(file),
+        median_ms=times.median_ms(file),
+        p95_ms=times.p95_ms(file),
+        worst_ms=float(times.of(file).max()),
     )
 
 

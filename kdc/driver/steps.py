@@ -85,6 +85,7 @@ class Steps:
                 "step": step.model_dump(mode="json"),
                 "findings": json.loads(found.read_text()) if found.exists() else {},
                 "model": next(name for name in files if name != DECISION),
+                **_graph_record(artifact.model),
             }
             entry = self.store.write(name, parts, record, files)
             self.emit(StepFinished(name, step.seconds))
@@ -111,7 +112,7 @@ class Steps:
             return {WEIGHTS: lambda path: save_weights(model.state_dict(), path)}
         if isinstance(model, onnx_ir.Model):
             return {ONNX: lambda path: onnx_ir.save(model, path)}
-        files = runtime_of(self.inputs.device).files(model)
+        files = [*runtime_of(self.inputs.device).files(model), *([model.graph] if model.graph is not None else [])]
         return {file.name: partial(shutil.copyfile, file) for file in files}
 
     def context(self, name: str, key: str, forecasts: Forecasts, teacher_cost: Callable[[], Cost]) -> Context:
@@ -235,6 +236,11 @@ def machine() -> str:
     return f"{platform.system()} {platform.machine()} {model}"
 
 
+def _graph_record(model: Any) -> dict[str, str]:
+    """The name of the ONNX file that lies beside a file of a runtime's own format."""
+    return {"graph": model.graph.name} if isinstance(model, DeviceFile) and model.graph is not None else {}
+
+
 def _load(entry: Entry, planned: Planned, previous: Artifact[Any], runtime: str) -> Artifact[Any]:
     """A stored step's artifact: its decision replayed on the artifact before it, then its weights loaded."""
     step = Step.model_validate(entry.record["step"])
@@ -244,7 +250,8 @@ def _load(entry: Entry, planned: Planned, previous: Artifact[Any], runtime: str)
         artifact.model.load_state_dict(load_file(entry.file(WEIGHTS)))
         artifact.model.eval()
     elif Fact.DEVICE in planned.facts:
-        artifact = previous.with_model(DeviceFile(entry.file(entry.record["model"]), runtime))
+        graph = entry.file(entry.record["graph"]) if "graph" in entry.record else None
+        artifact = previous.with_model(DeviceFile(entry.file(entry.record["model"]), runtime, graph))
     else:
         artifact = previous.with_model(onnx_ir.load(entry.file(ONNX)))
     return artifact.with_step(step)

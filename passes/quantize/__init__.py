@@ -70,6 +70,12 @@ class Quantize(Pass[Ranges]):
             requires=frozenset({Fact.TORCH, Fact.FLOAT, Fact.FITTED, Fact.STATIC}), destroys=frozenset({Fact.FLOAT})
         )
 
+    def refused(self, device: Device) -> str | None:
+        """A target without an integer format that its runtime is fast in has nothing to quantize to."""
+        if device.quantization is not None:
+            return None
+        return f"target {device.name} has no integer format that kdc's file could be run in by {device.runtime}"
+
     def reads(self, budget: Budget) -> tuple[str, ...]:
         """How much it may cost."""
         return ("max_drop",)

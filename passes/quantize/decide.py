@@ -53,7 +53,7 @@ def decide(settings: Quantize, artifact: Artifact[nn.Module], context: Context) 
         settings.calibration,
         settings.percentile,
         scheme,
-        lambda done, total: context.emit(Progress(f"{context.step}: calibration", done, total, "sample")),
+        lambda done, total: context.emit(Progress(f"{context.step}: calibration", done, total, "samples")),
     )
     activations = {}
     for name, (low, high) in measured.items():

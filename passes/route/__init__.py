@@ -75,6 +75,14 @@ class Route(Pass[Exits]):
         """A trained model, float or quantized, in; one whose work depends on its input out."""
         return Contract(requires=frozenset({Fact.TORCH, Fact.FITTED, Fact.STATIC}), destroys=frozenset({Fact.STATIC}))
 
+    def refused(self, device: Device) -> str | None:
+        """The host's loop over stages, which ships beside the one file, runs them in one runtime."""
+        from targets.cascade import RUNTIMES
+
+        if device.runtime in RUNTIMES:
+            return None
+        return f"early exits need the runtime {' or '.join(RUNTIMES)}, and target {device.name} has {device.runtime}"
+
     def measures(self, budget: Budget) -> bool:
         """Always: whether an exit pays is a matter of latencies."""
         return True

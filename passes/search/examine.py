@@ -59,7 +59,7 @@ class Examiner:
             self.journal.put(*(self._priced(candidate, costs.get(candidate.key)) for candidate, _ in built))
         self._check_failures()
         everything = self.journal.all()
-        self.context.emit(Progress(f"{self.context.step}: candidates", len(everything), self._expected(), "candidate"))
+        self.context.emit(Progress(f"{self.context.step}: candidates", len(everything), self._expected(), "candidates"))
         return [found for student in students if (found := self.journal.find(student)) is not None]
 
     def check_floor(self) -> None:

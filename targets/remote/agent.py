@@ -37,7 +37,7 @@ from targets.emulation import architecture, is_emulated
 from targets.fresh import run_fresh
 from targets.job import Job, device_of
 from targets.machine import Watch
-from targets.runtime import runtime_of
+from targets.runtime import running, runtime_of
 from targets.site import watch
 
 MARK = b"KDC-AGENT "
@@ -173,8 +173,9 @@ class Agent:
         }
         try:
             runtime_of(device)
-        except TargetError:
-            return {**facts, "missing": device.runtime, "executable": sys.executable}
+        except TargetError as error:
+            return {**facts, "missing": str(error), "executable": sys.executable}
+        running(device)  # its profile may be another device's
         self._take_device(str(asked["who"]), float(asked["wait"]))
         self._remove_stale()
         return facts

@@ -16,7 +16,7 @@ from targets.job import Done, Job, fields_of
 from targets.remote import adb, ssh
 from targets.remote.address import parse
 from targets.remote.bundle import LEAST_PYTHON, bundle
-from targets.remote.line import SILENCE_SECONDS
+from targets.remote.line import ANSWER_SECONDS, SILENCE_SECONDS
 from targets.runtime import runtime_of
 from targets.site import Watching
 
@@ -36,12 +36,14 @@ class Remote:
     def __init__(self, device: Device) -> None:
         assert device.address is not None
         self._address = parse(device.address)
-        self._device = device.model_copy(update={"emulated": device.emulated or self._address.emulated})
+        emulated = device.emulated or self._address.emulated
+        self._there = fields_of(device.model_copy(update={"address": None, "emulated": emulated}))
         self._runtime = runtime_of(device)
         connect = ssh.connect if self._address.scheme == "ssh" else adb.connect
         self._line = connect(self._address, bundle(type(self._runtime).__module__))
         self._names: dict[tuple[Path, int, int], str] = {}
         self._folders: dict[Path, str] = {}
+        self._folder = ""
         try:
             self._folder = self._greeted()
             self.facts = self._hello()
@@ -51,7 +53,7 @@ class Remote:
 
     def watch(self) -> Watching:
         """Begin to watch the device."""
-        return _Watch(self, self._ask("watch", device=fields_of(self._device)))
+        return _Watch(self, self._ask("watch", device=self._there))
 
     def run(self, job: Job) -> Done:
         """Do a job in a fresh process on the device.
@@ -60,22 +62,25 @@ class Remote:
         """
         files = tuple(DeviceFile(Path(self._copied(file)), file.runtime) for file in job.files)
         inputs = None if job.inputs is None else Path(self._put(job.inputs, "inputs.npz"))
-        there = replace(job, files=files, inputs=inputs)
-        try:
-            return Done.from_json(self._ask("job", job.limit_seconds + GRACE_SECONDS, job=there.as_json()))
-        except TargetError as error:
-            text = str(error)
-            for ours, theirs in self._folders.items():
-                text = text.replace(f"{self._folder}/{theirs}", str(ours))
-            raise TargetError(f"on {self._address}: {text}" if str(self._address) not in text else text) from error
+        there = replace(job, files=files, inputs=inputs, device={**job.device, "address": None})
+        return Done.from_json(self._ask("job", job.limit_seconds + GRACE_SECONDS, job=there.as_json()))
 
     def close(self) -> None:
         """Leave nothing on the device."""
         self._line.close()
 
-    def _ask(self, do: str, seconds: float | None = None, **fields: Any) -> Any:
-        answer = self._line.ask(do, **fields) if seconds is None else self._line.ask(do, seconds, **fields)
-        return answer["ok"]
+    def _ask(self, do: str, seconds: float = ANSWER_SECONDS, **fields: Any) -> Any:
+        return self._answer(do, seconds, **fields)["ok"]
+
+    def _answer(self, do: str, seconds: float = ANSWER_SECONDS, **fields: Any) -> dict[str, Any]:
+        """The agent's answer. Its errors name the device, and files by their paths here."""
+        try:
+            return self._line.ask(do, seconds, **fields)
+        except TargetError as error:
+            text = str(error)
+            for ours, theirs in self._folders.items():
+                text = text.replace(f"{self._folder}/{theirs}", str(ours))
+            raise TargetError(text if str(self._address) in text else f"on {self._address}: {text}") from error
 
     def _greeted(self) -> str:
         """The agent's folder. Raises: TargetError where it could not even start."""
@@ -92,9 +97,7 @@ class Remote:
 
     def _hello(self) -> dict[str, Any]:
         who = f"{getpass.getuser()}@{socket.gethostname()}"
-        answer = self._line.ask(
-            "hello", device=fields_of(self._device), who=who, wait=WAIT_SECONDS, silence=SILENCE_SECONDS
-        )
+        answer = self._answer("hello", device=self._there, who=who, wait=WAIT_SECONDS, silence=SILENCE_SECONDS)
         if "held" in answer:
             raise TargetError(
                 f"{self._address}: the device is in use by {answer['held']}",
@@ -102,14 +105,14 @@ class Remote:
             )
         facts: dict[str, Any] = answer["ok"]
         if facts["missing"] is not None:
-            raise self._lacks(facts["missing"], facts["executable"], "")
+            raise self._lacks(self._there["runtime"], facts["executable"], facts["missing"])
         return facts
 
     def _lacks(self, package: str, python: str, found: str) -> TargetError:
-        install = f"{shlex.quote(python)} -m pip install numpy {self._device.runtime}"
+        install = f"{shlex.quote(python)} -m pip install numpy {self._there['runtime']}"
         start = ssh.by_hand_of(self._address) if self._address.scheme == "ssh" else f"adb -s {self._address.host} shell"
         return TargetError(
-            f"{self._address}: {python} on the device has no {package}{f' ({found})' if found else ''}",
+            f"{self._address}: {python} on the device has no {package}\n{found}",
             do=f"install it there: {start} {shlex.quote(install)}; of a virtual environment there, give the address with "
             "?python=/path/of/its/bin/python",
         )

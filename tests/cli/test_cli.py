@@ -30,7 +30,9 @@ def test_reading_a_recipe_loads_no_torch():
     assert not loaded_by("import kdc.driver.recipe, passes, targets.device") & {"torch", "onnx_ir", "onnxruntime"}
 
 
-@pytest.mark.parametrize("verb", ["compress", "plan", "profile", "verify", "passes", "targets", "why", "schema"])
+@pytest.mark.parametrize(
+    "verb", ["compress", "plan", "profile", "build", "verify", "passes", "targets", "why", "schema"]
+)
 def test_every_verb_has_a_help(kdc, verb):
     done = kdc(verb, "--help")
     assert done.returncode == 0

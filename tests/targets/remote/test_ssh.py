@@ -235,6 +235,11 @@ def test_a_file_compiled_for_another_processor_is_refused_before_it_is_copied(th
             place.run(place.job([DeviceFile(library, "onnxruntime")], there, (0,)))
 
 
+def test_a_profile_of_another_processor_is_refused(there):
+    with pytest.raises(TargetError, match=r"on ssh://.*: target cpu-ort: its files cannot be run here: it is riscv64"):
+        Workplace(None, there.model_copy(update={"architecture": "riscv64"}))
+
+
 def test_a_bad_address_is_told_before_anything_is_started(device):
     with pytest.raises(TargetError, match="is no device's address"):
         Workplace(None, device.model_copy(update={"address": "board"}))

@@ -1,0 +1,51 @@
+"""All files of one command through the door, with the user's shapes."""
+
+from __future__ import annotations
+
+import contextlib
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+
+from targets.cascade import is_cascade, stage_files
+from targets.door.examine import ask_for_shapes, examine
+from targets.door.shapes import Shape, fix_shapes
+
+
+@contextlib.contextmanager
+def entered(
+    paths: Sequence[Path], shapes: Mapping[str, Shape] | None = None, *, real_inputs: bool = False
+) -> Iterator[list[Path]]:
+    """Examine ONNX files and cascades of them, and give the files to measure: copies where shapes are fixed.
+
+    Other kinds of files pass unseen: their own runtime judges them.
+
+    Args: real_inputs: whether samples are given, so that they tell the free sizes.
+
+    Raises: TargetError where a file is bad, a shape does not fit, or a size is free and nothing tells it.
+    """
+    shapes = shapes or {}
+    with tempfile.TemporaryDirectory(prefix="kdc-shapes-") as folder:
+        found = []
+        for index, path in enumerate(paths):
+            if is_cascade(path):
+                for stage in stage_files(path)[1:]:
+                    examine(stage)
+                found.append(path)
+            elif path.suffix.lower() in _OTHERS:
+                found.append(path)
+            else:
+                examined = examine(path)
+                place = Path(folder) / str(index)
+                place.mkdir()
+                fixed = fix_shapes(examined, path, shapes, place)
+                if not real_inputs:
+                    ask_for_shapes(path, examined.inputs if fixed == path else examine(fixed).inputs)
+                found.append(fixed)
+        yield found
+
+
+# What other runtimes load, and ONNX Runtime's own format.
+_OTHERS = frozenset(
+    {".ort", ".xml", ".engine", ".plan", ".trt", ".pte", ".tflite", ".param", ".mnn", ".mlpackage", ".so"}
+)
