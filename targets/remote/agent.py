@@ -87,7 +87,7 @@ class Agent:
         while True:
             asked = self._asked.get()
             if asked["do"] == "bye":
-                self.end(lambda: self._say({"ok": None}))
+                self.end(lambda: self._write({"ok": None}))
             try:
                 self._say({"ok": verbs[asked["do"]](asked)})
             except _HeldError as error:
@@ -117,12 +117,15 @@ class Agent:
         os._exit(0)
 
     def _say(self, answer: Message) -> None:
-        data = memoryview(MARK + json.dumps(answer).encode() + b"\n")
         try:
-            while data:
-                data = data[os.write(self._writing, data) :]
+            self._write(answer)
         except OSError:  # nobody reads
             self.end()
+
+    def _write(self, answer: Message) -> None:
+        data = memoryview(MARK + json.dumps(answer).encode() + b"\n")
+        while data:
+            data = data[os.write(self._writing, data) :]
 
     # What the listening thread does: it must be there when the input ends, whatever the main thread waits for.
 
