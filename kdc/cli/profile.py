@@ -35,9 +35,7 @@ def profile(
     from targets.measure import Settings, compare
     from targets.parts import ready
 
-    profiled = load_device(target)
-    if device is not None:
-        profiled = profiled.model_copy(update={"address": device})
+    profiled = load_device(target, device)
     inputs = None if samples is None else _read(samples)
     candidate = ready(file, profiled)
     baseline = None if against is None else ready(against, profiled)
@@ -70,7 +68,8 @@ def profile(
     if json:
         typer.echo(comparison.model_dump_json())
     else:
-        _table(comparison, target if device is None else f"{target} at {device}")
+        place = comparison.environment.get("device")
+        _table(comparison, target if place is None else f"{target} at {place}")
 
 
 def _read(path: Path) -> list[Any]:
