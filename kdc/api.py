@@ -31,12 +31,19 @@ def compress(
 
 
 def profile(
-    file: str | Path, against: str | Path | None = None, *, target: str = "cpu-ort", settings: Settings | None = None
+    file: str | Path,
+    against: str | Path | None = None,
+    *,
+    target: str = "cpu-ort",
+    device: str | None = None,
+    settings: Settings | None = None,
 ) -> Comparison:
     """Time an ONNX file, or one that the target's runtime loads, on a target, alone or interleaved with another.
 
-    Raises: TargetError where the file is not there or the runtime cannot load it.
+    Args: device: where to measure, ssh://user@host[:port] or adb://serial; here where None.
+
+    Raises: TargetError where the file is not there, the runtime cannot load it, or the device cannot be reached.
     """
-    device = load_device(target)
-    baseline = None if against is None else ready(Path(against), device)
-    return compare(ready(Path(file), device), baseline, device, None, settings or Settings())
+    measured = load_device(target, device)
+    baseline = None if against is None else ready(Path(against), measured)
+    return compare(ready(Path(file), measured), baseline, measured, None, settings or Settings())

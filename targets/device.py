@@ -9,6 +9,7 @@ from pydantic import ValidationError
 
 from kdc.core.device import Device
 from kdc.core.errors import TargetError
+from targets.remote.address import parse
 
 PROFILES = Path(__file__).parent / "profiles"
 
@@ -18,11 +19,23 @@ def names() -> tuple[str, ...]:
     return tuple(sorted(path.stem for path in PROFILES.glob("*.toml")))
 
 
-def load_device(name: str) -> Device:
+def load_device(name: str, address: str | None = None) -> Device:
     """A device by its name, or from a user's own profile where `name` is a path that ends in .toml.
 
-    Raises: TargetError where there is no such device, or its profile does not hold what a Device needs.
+    Args: address: where it is measured, instead of the profile's own.
+
+    Raises: TargetError where there is no such device, its profile does not hold what a Device needs, or the address is
+    none.
     """
+    device = _load(name)
+    if address is not None:
+        device = device.model_copy(update={"address": address})
+    if device.address is not None:
+        parse(device.address)
+    return device
+
+
+def _load(name: str) -> Device:
     if name.endswith(".toml"):
         return _read(Path(name))
     if name not in names():

@@ -6,12 +6,17 @@ dataclasses of the standard library, and a field that is added to one of them tr
 
 from __future__ import annotations
 
+import base64
+import io
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, Literal, cast
+
+import numpy as np
+from numpy.typing import NDArray
 
 from kdc.core.devicefile import DeviceFile
 from kdc.numerics.stats import REPEATS
@@ -27,8 +32,9 @@ class Job:
     """What one process does. `inputs` is an .npz with arrays "0", "1", ...: samples [n, ...] in call order.
 
     device: a Device's fields. mode: "time" times blocks of batches, "memory" finds the peak of one file, "inputs" times
-    every input at batch 1, `repeats` times. skips: for each file whether its work depends on its input; empty where
-    none's does. limit_seconds: the process is killed when it has taken this long.
+    every input at batch 1, `repeats` times, "answers" runs one file on all inputs and gives its outputs. skips: for each
+    file whether its work depends on its input; empty where none's does. limit_seconds: the process is killed when it has
+    taken this long.
     """
 
     device: Mapping[str, Any]
@@ -38,7 +44,7 @@ class Job:
     cores: tuple[int, ...] | None
     slice_seconds: float = 0.0
     rounds_max: int = 20
-    mode: Literal["time", "memory", "inputs"] = "time"
+    mode: Literal["time", "memory", "inputs", "answers"] = "time"
     skips: tuple[bool, ...] = ()
     repeats: int = REPEATS
     limit_seconds: float = LIMIT_SECONDS
@@ -75,12 +81,14 @@ class FileTiming:
 class Done:
     """What one process found, by the job's mode, or an error.
 
-    `timings` in the job's order of files, `peak_bytes` of its one file, or `inputs_ns` [file][input].
+    `timings` in the job's order of files, `peak_bytes` of its one file, `inputs_ns` [file][input], or `answers`: each
+    output [n, ...] of its one file as the bytes of a .npy file in base64.
     """
 
     timings: tuple[FileTiming, ...] = ()
     inputs_ns: tuple[tuple[int, ...], ...] = ()
     peak_bytes: int = 0
+    answers: tuple[str, ...] = ()
     pinned: bool = False
     error: str | None = None
 
@@ -94,6 +102,19 @@ class Done:
         fields = _tupled(json.loads(text))
         fields["timings"] = tuple(FileTiming(**timing) for timing in fields["timings"])
         return Done(**fields)
+
+
+def packed(array: NDArray[Any]) -> str:
+    """An array as text that JSON can carry."""
+    buffer = io.BytesIO()
+    np.save(buffer, array, allow_pickle=False)
+    return base64.b64encode(buffer.getvalue()).decode()
+
+
+def unpacked(text: str) -> NDArray[Any]:
+    """What `packed` was given."""
+    array: NDArray[Any] = np.load(io.BytesIO(base64.b64decode(text)), allow_pickle=False)
+    return array
 
 
 def fields_of(device: Device) -> dict[str, Any]:

@@ -79,6 +79,7 @@ class Latency(BaseModel, frozen=True, extra="forbid"):
     mean_high_ms: float | None = None
     load_ms: float = Field(description="making the session, the runtime being there; median over processes")
     first_ms: float = Field(description="the first run of a new session; median over processes")
+    emulated: bool = Field(default=False, description="no time of the device's own processor: it satisfies no budget")
 
 
 class Ratio(BaseModel, frozen=True, extra="forbid"):
@@ -268,7 +269,9 @@ def measure(
             path=file.path,
             sha256=sha256,
             size_mb=size / 1e6,
-            latency=_latency([process[index] for process in found], generator, mixed[index]),
+            latency=_latency([process[index] for process in found], generator, mixed[index]).model_copy(
+                update={"emulated": bool(described.get("emulated"))}
+            ),
             peak_memory_mb=memory[sha256] / 1e6,
             parameters=parameters,
             macs=macs,

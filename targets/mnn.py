@@ -14,14 +14,16 @@ import importlib.util
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from kdc.core.device import Device
+from kdc.core.devicefile import DeviceFile
 from kdc.core.errors import TargetError
-from kdc.core.spec import DeviceFile
 from targets.converter import convert
 from targets.ports import ports_path, read_ports, write_ports
 from targets.runtime import Array, Engine, Port, first_line, must_exist
+
+if TYPE_CHECKING:  # pydantic's, which a remote device may lack
+    from kdc.core.device import Device
 
 NAME = "mnn"
 _CONVERT = "import sys, _tools; _tools.mnnconvert(sys.argv)"

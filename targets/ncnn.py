@@ -11,14 +11,16 @@ import importlib.util
 from collections.abc import Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from kdc.core.device import Device
+from kdc.core.devicefile import DeviceFile
 from kdc.core.errors import TargetError
-from kdc.core.spec import DeviceFile
 from targets.converter import convert
 from targets.ports import ports_of, ports_path, read_ports, write_ports
 from targets.runtime import Array, Engine, Port, must_exist
+
+if TYPE_CHECKING:  # pydantic's, which a remote device may lack
+    from kdc.core.device import Device
 
 NAME = "ncnn"
 _INTEGERS = frozenset({"QuantizeLinear", "DequantizeLinear"})

@@ -12,12 +12,13 @@ import ctypes
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from kdc.core.device import Device
 from kdc.core.errors import TargetError
-from targets.half import in_half
 from targets.runtime import Array, Layer, Port, first_line, must_exist
+
+if TYPE_CHECKING:  # pydantic's, which a remote device may lack
+    from kdc.core.device import Device
 
 MAX_BATCH = 256
 """The most samples of one run that an engine with a free batch is built for: as many as kdc evaluates together."""
@@ -65,6 +66,8 @@ class Parsed:
         self._parser = trt.OnnxParser(self.network, self.log)
         if device.floats == "float16":
             import onnx
+
+            from targets.half import in_half
 
             parsed = self._parser.parse(in_half(onnx.load(onnx_path), str(onnx_path)).SerializeToString())
         else:

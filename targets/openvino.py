@@ -15,12 +15,14 @@ import importlib.util
 from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from kdc.core.device import Device
+from kdc.core.devicefile import DeviceFile
 from kdc.core.errors import TargetError
-from kdc.core.spec import DeviceFile
 from targets.runtime import Array, Engine, Layer, Port, first_line, must_exist
+
+if TYPE_CHECKING:  # pydantic's, which a remote device may lack
+    from kdc.core.device import Device
 
 NAME = "openvino"
 

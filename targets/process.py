@@ -30,7 +30,11 @@ class Workplace:
             self.inputs = self.path / "inputs.npz"
             arrays: dict[str, Any] = {str(index): array for index, array in enumerate(samples)}
             np.savez(self.inputs, **arrays)
-        self._site: Site = Here(device, self.path)
+        try:
+            self._site = _site(device, self.path)
+        except BaseException:
+            self._folder.cleanup()
+            raise
 
     def __enter__(self) -> Workplace:
         return self
@@ -58,3 +62,11 @@ class Workplace:
         Raises: TargetError with what the process said, where it ended without a result or with an error.
         """
         return self._site.run(job)
+
+
+def _site(device: Device, folder: Path) -> Site:
+    if device.address is None:
+        return Here(device, folder)
+    from targets.remote.site import Remote  # where there is a device only: its agent's part is for POSIX systems
+
+    return Remote(device)

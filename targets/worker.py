@@ -22,7 +22,7 @@ import numpy as np
 from kdc.core.devicefile import DeviceFile
 from kdc.core.errors import TargetError
 from kdc.numerics.stats import REPEATS, is_steady
-from targets.job import Done, FileTiming, Job, device_of
+from targets.job import Done, FileTiming, Job, device_of, packed
 from targets.machine import end_with_parent, peak_bytes, pin, reset_peak
 from targets.proc import resident_bytes
 from targets.runtime import Array, feeds, runtime_of
@@ -197,6 +197,22 @@ def _memory(job: Job, samples: list[Array] | None) -> Done:
     return Done(peak_bytes=max(0, peak_bytes() - before))
 
 
+def _answers(job: Job, samples: list[Array] | None) -> Done:
+    """What a file gives for each input."""
+    device = device_of(job.device)
+    engine = runtime_of(device).load(job.files[0], device)
+    count = 0 if samples is None else len(samples[0])
+    batches = feeds(engine, samples, device.batch, np.random.default_rng(job.seed), limit=count)
+    answered = sum(len(batch[0]) for batch in batches) if samples else 0
+    if answered != count or not count:
+        raise TargetError(
+            f"{job.files[0].path}: takes {len(batches[0][0])} inputs at a time, and there are {count}",
+            do="give whole batches",
+        )
+    outputs = zip(*(engine.run(batch) for batch in batches), strict=True)
+    return Done(answers=tuple(packed(np.concatenate(output)) for output in outputs))
+
+
 def _samples(path: Path | None) -> list[Array] | None:
     if path is None:
         return None
@@ -204,7 +220,7 @@ def _samples(path: Path | None) -> list[Array] | None:
         return [stored[str(index)] for index in range(len(stored.files))]
 
 
-_MODES = {"time": _time, "memory": _memory, "inputs": _inputs}
+_MODES = {"time": _time, "memory": _memory, "inputs": _inputs, "answers": _answers}
 
 
 def main(job_path: str, result_path: str) -> None:

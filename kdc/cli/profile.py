@@ -17,6 +17,9 @@ def profile(
     *,
     against: Annotated[Path | None, typer.Option(help="a second file, timed in the same rounds")] = None,
     target: Annotated[str, typer.Option(help="a name from `kdc targets`, or a profile's .toml")] = "cpu-ort",
+    device: Annotated[
+        str | None, typer.Option(metavar="ADDRESS", help="where to measure: ssh://user@host[:port] or adb://serial")
+    ] = None,
     seconds: Annotated[float, typer.Option(help="the most that timing takes", min=0.1)] = 20.0,
     samples: Annotated[Path | None, typer.Option(help="real inputs: .npy, or .npz in the inputs' order")] = None,
     seed: Annotated[int, typer.Option(help="of the blocks' order and the intervals' draws")] = 0,
@@ -32,10 +35,10 @@ def profile(
     from targets.measure import Settings, compare
     from targets.parts import ready
 
-    device = load_device(target)
+    profiled = load_device(target, device)
     inputs = None if samples is None else _read(samples)
-    candidate = ready(file, device)
-    baseline = None if against is None else ready(against, device)
+    candidate = ready(file, profiled)
+    baseline = None if against is None else ready(against, profiled)
     # The bar is drawn between processes only, so that drawing it costs the measurement nothing.
     console = Console(stderr=True)
     with Bar(
@@ -56,7 +59,7 @@ def profile(
         comparison = compare(
             candidate,
             baseline,
-            device,
+            profiled,
             inputs,
             Settings(seconds=seconds),
             seed=seed,
@@ -65,7 +68,8 @@ def profile(
     if json:
         typer.echo(comparison.model_dump_json())
     else:
-        _table(comparison, target)
+        place = comparison.environment.get("device")
+        _table(comparison, target if place is None else f"{target} at {place}")
 
 
 def _read(path: Path) -> list[Any]:
@@ -96,7 +100,8 @@ def _table(comparison: Comparison, target: str) -> None:
 
     columns = [one for one in (comparison.candidate, comparison.baseline) if one is not None]
     console = Console(highlight=False, markup=False)
-    table = Table(box=None, pad_edge=False, title=f"on {target}", title_justify="left")
+    emulated = ", emulated" if comparison.candidate.latency.emulated else ""
+    table = Table(box=None, pad_edge=False, title=f"on {target}{emulated}", title_justify="left")
     table.add_column("")
     for one in columns:
         table.add_column(one.path.name, justify="right", overflow="fold", max_width=28)
@@ -155,6 +160,8 @@ def _means(one: Profile) -> tuple[str, str]:
 def _verdict(comparison: Comparison) -> str:
     """The result in one sentence, and how far it can be trusted."""
     stopped = "" if comparison.reached == "precision" else "; time was over before 1% precision: --seconds gives more"
+    if comparison.candidate.latency.emulated:
+        stopped += "; emulated: this is no time of the device's"
     ratio, baseline = comparison.ratio, comparison.baseline
     if ratio is None or baseline is None:
         latency = comparison.candidate.latency

@@ -41,22 +41,26 @@ def show(report: Report, out: Path) -> None:
     if of.mean_ms is not None and of.mean_low_ms is not None and of.mean_high_ms is not None:
         value, low, high = of.mean_ms, of.mean_low_ms, of.mean_high_ms  # it takes another time for each input
     table.add_row(
-        "latency, ms" if of.mean_ms is None else "mean latency, ms",
+        ("latency, ms" if of.mean_ms is None else "mean latency, ms") + (", emulated" if of.emulated else ""),
         f"{teacher.latency.median_ms:.4f}",
         f"{value:.4f}",
         f"{low:.4f} – {high:.4f}",
     )
+    emulated = ", emulated" if of.emulated else ""
     table.add_row(
-        "speed-up", "", f"{report.speedup.ratio:.2f}x", f"{report.speedup.low:.2f}x – {report.speedup.high:.2f}x"
+        f"speed-up{emulated}",
+        "",
+        f"{report.speedup.ratio:.2f}x",
+        f"{report.speedup.low:.2f}x – {report.speedup.high:.2f}x",
     )
     for name, size in _SIZES.items():
         before, after = size(teacher), size(student)
         table.add_row(name, _number(before), _number(after), f"{before / after:.1f}x less" if after else "")
     console.print(table)
-    console.print(f"verdict: {report.speedup.verdict}")
+    console.print(f"verdict: {report.speedup.verdict}{emulated}")
 
     steps = Table(box=None, pad_edge=False, title="\nafter each pass (validation split)", title_justify="left")
-    for column in ("", f"{metric.name} %", "drop", "speed-up", "95% interval", "size kB", "s", ""):
+    for column in ("", f"{metric.name} %", "drop", f"speed-up{emulated}", "95% interval", "size kB", "s", ""):
         steps.add_column(column, justify="left" if not column else "right")
     for step in report.steps:
         steps.add_row(
@@ -71,23 +75,23 @@ def show(report: Report, out: Path) -> None:
         )
     console.print(steps)
     for step in report.steps:
-        _show_candidates(console, step)
+        _show_candidates(console, step, emulated)
         if step.routing is not None:
-            _show_routing(console, step.name, metric.name, step.routing)
+            _show_routing(console, f"{step.name}{emulated}", metric.name, step.routing)
     if report.routing is not None:
-        _show_routing(console, "what ships", metric.name, report.routing)
+        _show_routing(console, f"what ships{emulated}", metric.name, report.routing)
     if report.budget:
         console.print("\nbudget")
         for verdict in report.budget:
             sign = "≥" if verdict.name == "min_speedup" else "≤"
-            mark = "met" if verdict.met else "NOT MET"
+            mark = "met" if verdict.met else "NOT MET (emulated)" if verdict.emulated else "NOT MET"
             console.print(f"  {verdict.name}: {verdict.value:.4g} {sign} {verdict.limit:.4g}  {mark}")
     for note in report.notes:
         console.print(f"note: {note}")
     console.print(f"\n{out}/{report.ships}, {out}/report.json; {report.seconds:.0f} s in all")
 
 
-def _show_candidates(console: Console, step: StepRow) -> None:
+def _show_candidates(console: Console, step: StepRow, emulated: str) -> None:
     """The front of a search: candidates that no other beats in cost and points."""
     rows = [row for row in step.findings.get("candidates", []) if row["front"]]
     if not rows:
@@ -95,7 +99,7 @@ def _show_candidates(console: Console, step: StepRow) -> None:
     tried = len(step.findings["candidates"])
     title = f"\n{step.name}: the front of {tried} candidates (points after short distillations; all in report.json)"
     table = Table(box=None, pad_edge=False, title=title, title_justify="left")
-    for column in ("points", "ms", "MMACs", "structure", ""):
+    for column in ("points", f"ms{emulated}", "MMACs", "structure", ""):
         table.add_column(column, justify="left" if column in ("structure", "") else "right")
     for row in sorted(rows, key=lambda row: -row["macs"]):
         table.add_row(

@@ -42,6 +42,7 @@ class Verdict(BaseModel, frozen=True, extra="forbid"):
     limit: float
     value: float
     met: bool
+    emulated: bool = Field(default=False, description="the value is an emulator's, which meets no limit")
 
 
 def within(cost: Cost, budget: Budget, teacher: Callable[[], Cost], headroom: float) -> bool:

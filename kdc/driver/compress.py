@@ -22,7 +22,7 @@ from kdc.driver.plan import Plan, make
 from kdc.driver.recipe import Recipe, lock_text
 from kdc.driver.report import Drop, Metric, ModelRow, Report, Routing, StepRow
 from kdc.driver.routing import routing, why_not
-from kdc.driver.select import Judged, known, limits, select
+from kdc.driver.select import Judged, known, limits, proven, select
 from kdc.driver.sources import versions
 from kdc.driver.steps import WEIGHTS, Made, Steps, measuring_parts
 from kdc.numerics import stats
@@ -232,7 +232,7 @@ class _Run:
             ),
             steps=rows,
             budget=verdicts,
-            met=all(v.met for v in verdicts) and ratio.verdict == "faster",
+            met=all(v.met for v in verdicts) and proven(judged[chosen]),
             speedup=ratio,
             drop=drop,
             routing=on_test,

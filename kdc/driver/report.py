@@ -122,7 +122,13 @@ class Report(BaseModel, frozen=True, extra="forbid"):
 
     def binding(self) -> str:
         """The limits that are not met, in words."""
-        missed = [f"{v.name} is {v.value:.4g}, the limit {v.limit:.4g}" for v in self.budget if not v.met]
-        if self.speedup.verdict != "faster":
+        missed = [
+            f"{v.name} is {v.value:.4g}{' by emulation' if v.emulated else ''}, the limit {v.limit:.4g}"
+            for v in self.budget
+            if not v.met
+        ]
+        if self.student.latency.emulated:
+            missed.append("the student is not proven faster: its times are an emulator's")
+        elif self.speedup.verdict != "faster":
             missed.append(f"the student is not proven faster: {self.speedup.verdict}")
         return "; ".join(missed)

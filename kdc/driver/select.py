@@ -27,22 +27,27 @@ def limits(budget: Budget, judged: Judged, drop_points: float, minutes: float) -
     """Every limit of the budget beside what was measured.
 
     The median latency is held by the upper end of its 95% interval and the speed-up by the lower end of its own, so that
-    a limit that is met is met beyond the noise.
+    a limit that is met is met beyond the noise. What was measured on an emulated processor, times and the process's
+    memory, meets no limit.
     """
     verdicts: list[Verdict] = []
+    emulated = judged.profile.latency.emulated
 
-    def at_most(name: str, limit: float | None, value: float) -> None:
+    def hold(name: str, limit: float, value: float, met: bool, of_emulator: bool = False) -> None:
+        verdicts.append(Verdict(name=name, limit=limit, value=value, met=met and not of_emulator, emulated=of_emulator))
+
+    def at_most(name: str, limit: float | None, value: float, of_emulator: bool = False) -> None:
         if limit is not None:
-            verdicts.append(Verdict(name=name, limit=limit, value=value, met=value <= limit))
+            hold(name, limit, value, value <= limit, of_emulator)
 
     if budget.latency_ms is not None:
-        at_most("latency_ms", budget.latency_ms, _latency(budget, judged))
+        at_most("latency_ms", budget.latency_ms, _latency(budget, judged), emulated)
     if budget.min_speedup is not None:
         low = judged.ratio.low
-        verdicts.append(Verdict(name="min_speedup", limit=budget.min_speedup, value=low, met=low >= budget.min_speedup))
+        hold("min_speedup", budget.min_speedup, low, low >= budget.min_speedup, emulated)
     at_most("size_mb", budget.size_mb, judged.profile.size_mb)
     at_most("macs", budget.macs, known(judged.profile.macs))
-    at_most("peak_memory_mb", budget.peak_memory_mb, judged.profile.peak_memory_mb)
+    at_most("peak_memory_mb", budget.peak_memory_mb, judged.profile.peak_memory_mb, emulated)
     at_most("max_drop", budget.max_drop, drop_points)
     at_most("compile_minutes", budget.compile_minutes, minutes)
     return verdicts
@@ -59,8 +64,10 @@ def excess(verdict: Verdict) -> float:
     if verdict.met:
         return 0.0
     if verdict.name == "min_speedup":
-        return verdict.limit / max(verdict.value, 1e-9) - 1
-    return verdict.value / verdict.limit - 1 if verdict.limit else verdict.value + 1
+        missed = verdict.limit / max(verdict.value, 1e-9) - 1
+    else:
+        missed = verdict.value / verdict.limit - 1 if verdict.limit else verdict.value + 1
+    return max(missed, 0.0)  # an emulated value may be within the limit that it does not meet
 
 
 def select(
@@ -78,7 +85,7 @@ def select(
     """
     verdicts = [limits(budget, one, one.drop.points, minutes) for one in judged]
     open_ = [i for i in range(len(judged)) if i not in barred] or list(range(len(judged)))
-    feasible = [i for i in open_ if judged[i].ratio.verdict == "faster" and all(v.met for v in verdicts[i])]
+    feasible = [i for i in open_ if proven(judged[i]) and all(v.met for v in verdicts[i])]
     if not feasible:
         return min(open_, key=lambda i: (sum(map(excess, verdicts[i])), -judged[i].ratio.ratio)), False
     best = max(feasible, key=lambda i: judged[i].ratio.ratio)
@@ -86,6 +93,11 @@ def select(
         if judged[i].drop.points < judged[best].drop.points and ratio_between(best, i).verdict == NO_DIFFERENCE:
             return i, True
     return best, True
+
+
+def proven(judged: Judged) -> bool:
+    """Whether the candidate is faster than the teacher, by the device's own processor."""
+    return judged.ratio.verdict == "faster" and not judged.profile.latency.emulated
 
 
 NO_DIFFERENCE = "no detectable difference"

@@ -1,6 +1,6 @@
 """What ships is proven faster and meets every limit; else the nearest is kept and the limit that binds is named."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import pytest
 
@@ -76,3 +76,23 @@ def test_the_latency_is_held_by_the_upper_end_of_its_interval():
 def test_the_excess_is_the_share_by_which_a_limit_is_missed():
     missed = {v.name: excess(v) for v in limits(Budget(size_mb=0.1, max_drop=2), judged(2, 3, size_mb=0.15), 3, 1)}
     assert missed == {"size_mb": pytest.approx(0.5), "max_drop": pytest.approx(0.5)}
+
+
+def emulated(one: Judged) -> Judged:
+    latency = one.profile.latency.model_copy(update={"emulated": True})
+    return replace(one, profile=one.profile.model_copy(update={"latency": latency}))
+
+
+def test_an_emulated_time_meets_no_limit_however_small_it_is():
+    budget = Budget(latency_ms=1000, min_speedup=1.1, peak_memory_mb=1000, size_mb=1, max_drop=1)
+    met = {v.name: v.met for v in limits(budget, judged(10, 0.0), 0.0, 1)}
+    assert all(met.values())
+    verdicts = {v.name: v for v in limits(budget, emulated(judged(10, 0.0)), 0.0, 1)}
+    assert {name for name, v in verdicts.items() if v.met} == {"size_mb", "max_drop"}
+    assert {name for name, v in verdicts.items() if v.emulated} == {"latency_ms", "min_speedup", "peak_memory_mb"}
+    assert excess(verdicts["latency_ms"]) == 0.0
+
+
+def test_a_student_that_is_faster_by_emulation_only_is_not_proven_faster():
+    assert chosen([judged(10, 0.0)]) == (0, True)
+    assert chosen([emulated(judged(10, 0.0))]) == (0, False)
