@@ -16,7 +16,6 @@ from typing import Any
 
 from kdc.core.device import Device
 from kdc.core.errors import TargetError
-from targets.half import in_half
 from targets.runtime import Array, Layer, Port, first_line, must_exist
 
 MAX_BATCH = 256
@@ -65,6 +64,8 @@ class Parsed:
         self._parser = trt.OnnxParser(self.network, self.log)
         if device.floats == "float16":
             import onnx
+
+            from targets.half import in_half
 
             parsed = self._parser.parse(in_half(onnx.load(onnx_path), str(onnx_path)).SerializeToString())
         else:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-
-import onnx_ir
+from typing import TYPE_CHECKING
 
 from kdc.core.errors import TargetError
 from targets.runtime import Port, must_exist
+
+if TYPE_CHECKING:
+    import onnx_ir  # a measuring process reads ports, and loads nothing that it does not need
 
 SUFFIX = ".ports.json"
 
