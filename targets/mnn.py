@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 from kdc.core.devicefile import DeviceFile
 from kdc.core.errors import TargetError
 from targets.converter import convert
-from targets.ports import ports_path, read_ports, write_ports
+from targets.ports import ports_of, ports_path, read_ports, write_ports
 from targets.runtime import Array, Engine, Port, first_line, must_exist
 
 if TYPE_CHECKING:  # pydantic's, which a remote device may lack
@@ -93,6 +93,9 @@ class Mnn:
         model = onnx_ir.load(onnx_path)
         if _INTEGERS & {node.op_type for node in onnx_ir.traversal.RecursiveGraphIterator(model.graph)}:
             raise TargetError(f"{onnx_path}: mnn's converter does not take quantized graphs", do="give the float model")
+        others = [f"{port.name} is {port.dtype}" for port in ports_of(model, onnx_path)[0] if port.dtype != "float32"]
+        if others:
+            raise TargetError(f"{onnx_path}: {', '.join(others)}, and kdc gives mnn float32 inputs alone")
         options = ["-f", "ONNX", "--modelFile", str(onnx_path.resolve()), "--MNNModel", str(path), "--bizCode", "kdc"]
         convert("MNN's converter", [sys.executable, "-P", "-c", _CONVERT, *options], folder, onnx_path, [path])
         write_ports(model, onnx_path, path)

@@ -10,7 +10,7 @@ from kdc.core.errors import TargetError
 from targets.runtime import Port, must_exist
 
 if TYPE_CHECKING:
-    import onnx_ir
+    import onnx_ir  # a measuring process reads ports, and loads nothing that it does not need
 
 SUFFIX = ".ports.json"
 

@@ -133,6 +133,15 @@ def test_an_input_that_does_not_fit_is_refused(target, tmp_path):
         engine.run([np.zeros((1, 9), np.float32)])
 
 
+@pytest.mark.parametrize("target", ["cpu-openvino", "cpu-ncnn", "cpu-mnn"])
+def test_pictures_whose_rows_end_at_no_round_address_come_out_as_they_went_in(target, tmp_path):
+    device, runtime = installed(target)
+    path = one_node(tmp_path / "relu.onnx", "Relu", shape=("batch", 3, 7, 9))
+    engine = runtime.load(runtime.build(path, tmp_path / "built", device), device)
+    x = np.random.default_rng(4).normal(size=(2, 3, 7, 9)).astype(np.float32)
+    np.testing.assert_array_equal(engine.run([x])[0], np.maximum(x, 0))
+
+
 def test_ncnn_is_given_one_sample_of_fixed_size_and_floats(tmp_path):
     device, runtime = installed("cpu-ncnn")
     for path in (
@@ -141,6 +150,11 @@ def test_ncnn_is_given_one_sample_of_fixed_size_and_floats(tmp_path):
     ):
         with pytest.raises(TargetError, match="one sample of fixed size"):
             runtime.build(path, tmp_path, device)
+
+
+@pytest.mark.parametrize("target", ["cpu-ncnn", "cpu-mnn"])
+def test_inputs_other_than_float32_are_refused_where_kdc_cannot_give_them(target, tmp_path):
+    device, runtime = installed(target)
     with pytest.raises(TargetError, match="is int64"):
         runtime.build(one_node(tmp_path / "ids.onnx", "Neg", TensorProto.INT64), tmp_path, device)
 
@@ -206,13 +220,15 @@ def test_build_says_what_it_wrote_and_why_it_was_not_run(linear, tmp_path):
         CliRunner().invoke(app, ["profile", str(linear()[0].path), "--target", "rtx-trt"], catch_exceptions=False)
 
 
-def test_a_worker_of_a_runtime_loads_no_torch(tmp_path):
-    installed("cpu-openvino")
+@pytest.mark.parametrize("target", OWN)
+def test_a_measuring_process_of_a_runtime_loads_nothing_that_it_does_not_need(target):
+    installed(target)
     code = """if True:
         import sys
         from targets.device import load_device
         from targets.runtime import runtime_of
-        runtime_of(load_device("cpu-openvino")).prepare()
-        sys.exit(bool({"torch", "onnxruntime"} & set(sys.modules)))
+        runtime_of(load_device(sys.argv[1])).prepare()
+        sys.exit(" ".join({"torch", "onnxruntime", "onnx", "onnx_ir"} & set(sys.modules)) or 0)
     """
-    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+    done = subprocess.run([sys.executable, "-c", code, target], check=False, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
