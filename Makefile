@@ -4,12 +4,12 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: demo test quick lint types install clean
+.PHONY: demo test quick lint types install runtimes clean
 
 demo: install
 	$(BIN)/kdc compress models/digits/recipe.yaml --out runs/digits
 
-test: lint types
+test: lint types runtimes
 	$(BIN)/python -m pytest
 
 quick: install
@@ -30,6 +30,15 @@ $(INSTALLED): pyproject.toml
 	$(BIN)/python -c "import torch" 2>/dev/null || $(BIN)/pip install --quiet torch==2.13.0
 	$(BIN)/pip install --quiet --editable ".[dev]"
 	touch $(INSTALLED)
+
+# The runtimes that a machine without their hardware can have too; tests of one that is absent are skipped with the reason.
+RUNTIMES := openvino ncnn mnn tensorrt-rtx
+
+runtimes: install
+	for name in $(RUNTIMES); do \
+		test -e $(VENV)/.$$name || { $(BIN)/pip install --quiet --editable ".[$$name]" && touch $(VENV)/.$$name; } \
+			|| echo "$$name is not installed: its tests are skipped"; \
+	done
 
 clean:
 	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache build *.egg-info

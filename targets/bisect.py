@@ -74,8 +74,8 @@ def bisect(
     must_exist(path)
     try:
         model = onnx.load(path)
-    except Exception as error:  # protobuf's
-        raise TargetError(f"{path}: is not an ONNX file: {first_line(error)}") from error
+    except Exception as unread:  # protobuf's
+        raise TargetError(f"{path}: is not an ONNX file: {first_line(unread)}") from unread
     whole = _reference(model)
     with TemporaryDirectory(prefix="kdc-bisect-") as folder:
         given, answers = _run(model, Path(folder) / "whole", device, samples, seed)
@@ -181,5 +181,5 @@ def _module(node: onnx.NodeProto, model: onnx.ModelProto) -> str:
     for name in names:
         for ending in (".weight", ".bias", ".weight.values", ".bias.values"):
             if name in weights and name.endswith(ending):
-                return name.removesuffix(ending)
+                return str(name.removesuffix(ending))
     return ""
