@@ -80,11 +80,11 @@ def bisect(
     with TemporaryDirectory(prefix="kdc-bisect-") as folder:
         given, answers = _run(model, Path(folder) / "whole", device, samples, seed)
         _, values = _run(_exposed(model), Path(folder) / "exposed", device, list(given.values()), seed)
-    error = 0.0
+    off_by = 0.0
     if whole is not None:
         names = [output.name for output in model.graph.output]
         expected = dict(zip(names, whole.run(names, dict(given)), strict=True))
-        error = max(_error(answers[name], expected[name])[0] for name in names)
+        off_by = max(_error(answers[name], expected[name])[0] for name in names)
     known = {**given, **{one.name: onnx.numpy_helper.to_array(one) for one in model.graph.initializer}, **values}
     unchecked: list[str] = []
     for node in model.graph.node:
@@ -97,8 +97,8 @@ def bisect(
             allowed = STEP if integers else tolerance
             if off > allowed:
                 first = Divergence(node.name, node.op_type, name, off, allowed, _module(node, model))
-                return Bisection(first, error, len(model.graph.node), tuple(unchecked))
-    return Bisection(None, error, len(model.graph.node), tuple(unchecked))
+                return Bisection(first, off_by, len(model.graph.node), tuple(unchecked))
+    return Bisection(None, off_by, len(model.graph.node), tuple(unchecked))
 
 
 def _run(

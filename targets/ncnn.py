@@ -56,7 +56,8 @@ class NcnnEngine:
 
         extractor = self._net.create_extractor()
         for name, array in zip(self._ends[0], sample, strict=True):
-            extractor.input(name, self._mat(array))
+            # a copy that ncnn owns: a layer that works in place would write into the caller's array, or outlive it
+            extractor.input(name, self._mat(array).clone())
         found = []
         for name, port in zip(self._ends[1], self.outputs, strict=True):
             code, mat = extractor.extract(name)

@@ -139,7 +139,9 @@ def test_pictures_whose_rows_end_at_no_round_address_come_out_as_they_went_in(ta
     path = one_node(tmp_path / "relu.onnx", "Relu", shape=("batch", 3, 7, 9))
     engine = runtime.load(runtime.build(path, tmp_path / "built", device), device)
     x = np.random.default_rng(4).normal(size=(2, 3, 7, 9)).astype(np.float32)
-    np.testing.assert_array_equal(engine.run([x])[0], np.maximum(x, 0))
+    before = x.copy()
+    np.testing.assert_array_equal(engine.run([x])[0], np.maximum(before, 0))
+    np.testing.assert_array_equal(x, before)  # a layer that works in place must not do so on the caller's array
 
 
 def test_ncnn_is_given_one_sample_of_fixed_size_and_floats(tmp_path):
