@@ -1,4 +1,7 @@
-"""The machine that is measured on: its description, its load, one core to stay on, and its memory counters."""
+"""The machine that is measured on: its description, its load, one core to stay on, and its memory counters.
+
+Its state (clock, heat, limits) is `targets.preflight`'s.
+"""
 
 from __future__ import annotations
 
@@ -11,6 +14,8 @@ from pathlib import Path
 from typing import Any
 
 import psutil
+
+from targets.preflight import BUSY_PERCENT, NOISY, Preflight, changes, look
 
 LOOK_SECONDS = 0.1
 
@@ -38,12 +43,30 @@ class Load:
         """What a reader of the figures should know."""
         found = []
         busy = sum(self.busy) / len(self.busy) if self.busy else 0.0
-        if busy > 20:
-            found.append(f"noisy machine: other work kept the measuring core {busy:.0f}% busy")
+        if busy > BUSY_PERCENT:
+            found.append(f"{NOISY}: other work kept the measuring core {busy:.0f}% busy")
         total, stolen = (end - start for end, start in zip(_times(), self._start, strict=True))
         if total > 0 and stolen / total > 0.02:
-            found.append(f"noisy machine: the hypervisor took {100 * stolen / total:.0f}% of the time")
+            found.append(f"{NOISY}: the hypervisor took {100 * stolen / total:.0f}% of the time")
         return found
+
+
+class Watch:
+    """The machine from before a measurement to its end."""
+
+    def __init__(self, threads: int, versions: Mapping[str, str]) -> None:
+        self.load = Load()
+        self.load.quietest(threads)
+        self.before = look(threads, versions, self.load.busy[-1])
+
+    def environment(self) -> dict[str, Any]:
+        """What the figures hold for, with the machine's state at the start and its temperature at the end."""
+        return {**environment(self.before), "temperature_after_c": look(self.before.measuring_threads).temperature_c}
+
+    def notes(self) -> list[str]:
+        """What a reader of the figures should know; noise is that of the whole time, not of its first moment."""
+        lasting = [flag for flag in self.before.flags if not flag.startswith(NOISY)]
+        return [*lasting, *changes(self.before, look(self.before.measuring_threads)), *self.load.notes()]
 
 
 def _times() -> tuple[float, float]:
@@ -51,18 +74,16 @@ def _times() -> tuple[float, float]:
     return sum(times), getattr(times, "steal", 0.0)
 
 
-def environment(versions: Mapping[str, str]) -> dict[str, Any]:
-    """What the figures hold for: the processor, its governor where it can be read, the system, and versions."""
+def environment(seen: Preflight) -> dict[str, Any]:
+    """What the figures hold for: the processor, the system, the libraries' versions, and the state that it was in."""
     return {
         "cpu": _cpu_name(),
         "cores": psutil.cpu_count(logical=False) or psutil.cpu_count(),
         "threads": psutil.cpu_count(),
         "memory_mb": round(psutil.virtual_memory().total / 1e6),
-        "governor": _governor(),
-        "load_average": [round(load, 2) for load in psutil.getloadavg()],
         "platform": platform.platform(),
         "python": platform.python_version(),
-        **versions,
+        **seen.described(),
     }
 
 
@@ -74,13 +95,6 @@ def _cpu_name() -> str:
     except OSError:
         pass  # not Linux: what the platform module knows has to do
     return platform.processor() or platform.machine()
-
-
-def _governor() -> str | None:
-    try:
-        return Path("/sys/devices/system/cpu/cpu0/cpufreq/scaling_governor").read_text().strip()
-    except OSError:
-        return None
 
 
 def pin(cores: tuple[int, ...] | None) -> bool:

@@ -36,7 +36,7 @@ from kdc.numerics.stats import (
     percentile,
     ratio_interval,
 )
-from targets.machine import Load, environment
+from targets.machine import Load, Watch
 from targets.process import Workplace
 from targets.runtime import Array, runtime_of
 from targets.skips import onnx_files, skips
@@ -236,8 +236,7 @@ def measure(
     parts = [runtime.files(file) for file in files]
     costs = [_cost(paths) for paths in parts]
     mixed = _which_skip(parts)
-    described = environment({device.runtime: runtime.version(), "numpy": np.__version__})
-    load = Load()
+    watch = Watch(device.threads, {device.runtime: runtime.version(), "numpy": np.__version__})
     found: list[tuple[FileTiming, ...]] = []
     used: set[tuple[int, ...] | None] = set()
     reached: Literal["precision", "time"] = "time"
@@ -245,7 +244,7 @@ def measure(
         memory = _memory(files, [cost[0] for cost in costs], device, place, seed)
         start = time.monotonic()
         while len(found) < settings.processes_max:
-            cores = load.quietest(device.threads)
+            cores = watch.load.quietest(device.threads)
             job = place.job(files, device, (seed, len(found)), cores).model_copy(
                 update={
                     "slice_seconds": settings.slice_seconds * len(files),
@@ -283,8 +282,8 @@ def measure(
         candidates=tuple(profiles[1:]),
         interest=settings.interest,
         reached=reached,
-        environment={**described, "pinned_to": pinned, "processes": len(found)},
-        notes=(*load.notes(), *_notes(found), *([_NO_INPUTS] if any(mixed) and inputs is None else [])),
+        environment={**watch.environment(), "pinned_to": pinned, "processes": len(found)},
+        notes=(*watch.notes(), *_notes(found), *([_NO_INPUTS] if any(mixed) and inputs is None else [])),
         samples_ns=samples,
         skips=mixed,
     )

@@ -14,7 +14,7 @@ from kdc.core.errors import TargetError
 from kdc.core.observe import Emit, Progress, silent
 from kdc.core.spec import DeviceFile
 from kdc.numerics.stats import REPEATS, Floats, Interval, percentile, ratio_interval
-from targets.machine import Load, environment
+from targets.machine import Watch
 from targets.process import Workplace
 from targets.runtime import Array, runtime_of
 
@@ -102,17 +102,16 @@ def over_inputs(
             f"the models' inputs have {counts} samples", do="give the same number of samples for each, at least one"
         )
     runtime = runtime_of(device)
-    described = environment({device.runtime: runtime.version(), "numpy": np.__version__})
-    load = Load()
+    watch = Watch(device.threads, {device.runtime: runtime.version(), "numpy": np.__version__})
     found: list[tuple[tuple[int, ...], ...]] = []
     with Workplace(inputs) as place:
         for index in range(processes):
-            job = place.job(files, device, (seed, index), load.quietest(device.threads))
+            job = place.job(files, device, (seed, index), watch.load.quietest(device.threads))
             found.append(place.run(job.model_copy(update={"mode": "inputs", "repeats": repeats})).inputs_ns)
             emit(Progress("timing each input", index + 1, processes, "process"))
     return InputTimes(
         paths=tuple(file.path for file in files),
-        environment={**described, "processes": processes},
-        notes=tuple(load.notes()),
+        environment={**watch.environment(), "processes": processes},
+        notes=tuple(watch.notes()),
         ms=tuple(tuple(tuple(ns / 1e6 for ns in process[index]) for process in found) for index in range(len(files))),
     )

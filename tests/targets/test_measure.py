@@ -1,5 +1,6 @@
 """Measuring: the verdict's arithmetic on made samples, and real runs whose times are not judged."""
 
+import dataclasses
 import hashlib
 import subprocess
 import sys
@@ -11,7 +12,7 @@ from kdc.core.errors import TargetError
 from kdc.core.observe import Progress
 from kdc.core.spec import DeviceFile
 from kdc.numerics.stats import ratio_interval
-from targets.machine import Load, environment, peak_bytes, resident_bytes
+from targets.machine import Load, Watch, peak_bytes, resident_bytes
 from targets.measure import Measured, Settings, compare, judge, measure, quick_latencies
 from targets.process import Workplace
 from targets.worker import Job
@@ -217,8 +218,19 @@ def test_a_users_folder_named_targets_does_not_stand_in_for_ours(device, linear,
 
 
 def test_the_environment_says_what_the_figures_hold_for():
-    found = environment({"runtime": "1.0"})
-    assert {"cpu", "cores", "governor", "load_average", "platform", "python"} <= found.keys()
+    found = Watch(1, {"runtime": "1.0"}).environment()
+    expected = {
+        "cpu",
+        "cores",
+        "governor",
+        "clock_max_mhz",
+        "temperature_c",
+        "load_average",
+        "platform",
+        "python",
+        "flags",
+    }
+    assert expected <= found.keys()
     assert found["runtime"] == "1.0"
     assert found["cpu"]
 
@@ -227,6 +239,15 @@ def test_a_busy_machine_is_noted():
     load = Load()
     load.busy = [80.0, 90.0]
     assert load.notes()[0] == "noisy machine: other work kept the measuring core 85% busy"
+
+
+def test_noise_is_told_once_for_the_whole_time_and_other_flags_of_the_start_stay():
+    watch = Watch(1, {})
+    flags = ("noisy machine: at its start", "the clock's governor is powersave")
+    watch.before = dataclasses.replace(watch.before, flags=flags)
+    watch.load.busy = [90.0]
+    told = [note for note in watch.notes() if "hypervisor" not in note]
+    assert told == [flags[1], "noisy machine: other work kept the measuring core 90% busy"]
 
 
 def test_a_peak_is_at_least_what_is_resident():
