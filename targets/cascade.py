@@ -6,8 +6,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from kdc.core.devicefile import DeviceFile
 from kdc.core.errors import TargetError
-from kdc.core.spec import DeviceFile
 from targets import run_cascade
 from targets.runtime import Array, Engine, Port
 

@@ -6,18 +6,23 @@ Its state (clock, heat, limits) is `targets.preflight`'s.
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import os
 import platform
+import signal
 import sys
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import psutil
-
+from targets import proc
+from targets.emulation import is_emulated
 from targets.preflight import BUSY_PERCENT, NOISY, Preflight, changes, look
 
+_PR_SET_PDEATHSIG = 1  # of Linux's prctl
 LOOK_SECONDS = 0.1
+EMULATED = "emulated: another processor ran this one's instructions; the times say nothing of the device's own"
 
 
 class Load:
@@ -25,15 +30,15 @@ class Load:
 
     def __init__(self) -> None:
         self.busy: list[float] = []
-        self._start = _times()
+        self._start, _ = proc.ticks()
 
     def quietest(self, count: int) -> tuple[int, ...] | None:
         """The `count` cores that did least in the last tenth of a second; None where a process cannot be pinned."""
         allowed = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []
-        percent = psutil.cpu_percent(interval=LOOK_SECONDS, percpu=True)
-        seen = [core for core in allowed if core < len(percent)]
+        percent = _percent_busy()
+        seen = [core for core in allowed if core in percent]
         if not seen:
-            self.busy.append(min(percent))
+            self.busy.append(min(percent.values(), default=0.0))
             return None
         cores = sorted(seen, key=lambda core: percent[core])[:count]
         self.busy.append(max(percent[core] for core in cores))
@@ -45,56 +50,68 @@ class Load:
         busy = sum(self.busy) / len(self.busy) if self.busy else 0.0
         if busy > BUSY_PERCENT:
             found.append(f"{NOISY}: other work kept the measuring core {busy:.0f}% busy")
-        total, stolen = (end - start for end, start in zip(_times(), self._start, strict=True))
+        end, _ = proc.ticks()
+        total, stolen = end.total - self._start.total, end.stolen - self._start.stolen
         if total > 0 and stolen / total > 0.02:
             found.append(f"{NOISY}: the hypervisor took {100 * stolen / total:.0f}% of the time")
         return found
 
 
 class Watch:
-    """The machine from before a measurement to its end."""
+    """The machine from before a measurement to its end.
 
-    def __init__(self, threads: int, versions: Mapping[str, str]) -> None:
+    Args: threads: that measure. versions: of the libraries that measure. emulated: said by who knows it, for it is not
+    seen everywhere.
+    """
+
+    def __init__(self, threads: int, versions: Mapping[str, str], *, emulated: bool = False) -> None:
         self.load = Load()
         self.load.quietest(threads)
         self.before = look(threads, versions, self.load.busy[-1])
+        self._emulated = emulated or is_emulated()
+
+    def quietest(self, count: int) -> tuple[int, ...] | None:
+        """The `count` cores that do least now; None where a process cannot be pinned."""
+        return self.load.quietest(count)
 
     def environment(self) -> dict[str, Any]:
-        """What the figures hold for, with the machine's state at the start and its temperature at the end."""
-        return {**environment(self.before), "temperature_after_c": look(self.before.measuring_threads).temperature_c}
+        """What the figures hold for: the machine's state at the start, and its temperature at the end.
+
+        With `emulated`, true, where the processor is not the machine's own.
+        """
+        found = {**environment(self.before), "temperature_after_c": look(self.before.measuring_threads).temperature_c}
+        return {**found, **({"emulated": True} if self._emulated else {})}
 
     def notes(self) -> list[str]:
         """What a reader of the figures should know; noise is that of the whole time, not of its first moment."""
         lasting = [flag for flag in self.before.flags if not flag.startswith(NOISY)]
-        return [*lasting, *changes(self.before, look(self.before.measuring_threads)), *self.load.notes()]
+        meanwhile = changes(self.before, look(self.before.measuring_threads))
+        return [*([EMULATED] if self._emulated else []), *lasting, *meanwhile, *self.load.notes()]
 
 
-def _times() -> tuple[float, float]:
-    times = psutil.cpu_times()
-    return sum(times), getattr(times, "steal", 0.0)
+def _percent_busy() -> dict[int, float]:
+    """How busy each core was in the next tenth of a second."""
+    _, before = proc.ticks()
+    time.sleep(LOOK_SECONDS)
+    _, after = proc.ticks()
+    return {
+        core: 100 * (end.busy - before[core].busy) / max(end.total - before[core].total, 1e-9)
+        for core, end in after.items()
+        if core in before
+    }
 
 
 def environment(seen: Preflight) -> dict[str, Any]:
     """What the figures hold for: the processor, the system, the libraries' versions, and the state that it was in."""
     return {
-        "cpu": _cpu_name(),
-        "cores": psutil.cpu_count(logical=False) or psutil.cpu_count(),
-        "threads": psutil.cpu_count(),
-        "memory_mb": round(psutil.virtual_memory().total / 1e6),
+        "cpu": proc.cpu_name() or platform.processor() or platform.machine(),
+        "cores": proc.physical_cores(),
+        "threads": os.cpu_count(),
+        "memory_mb": round(proc.memory_bytes() / 1e6),
         "platform": platform.platform(),
         "python": platform.python_version(),
         **seen.described(),
     }
-
-
-def _cpu_name() -> str:
-    try:
-        for line in Path("/proc/cpuinfo").read_text().splitlines():
-            if line.startswith(("model name", "Model")):
-                return line.partition(":")[2].strip()
-    except OSError:
-        pass  # not Linux: what the platform module knows has to do
-    return platform.processor() or platform.machine()
 
 
 def pin(cores: tuple[int, ...] | None) -> bool:
@@ -106,11 +123,6 @@ def pin(cores: tuple[int, ...] | None) -> bool:
     except OSError:  # a container may forbid it
         return False
     return True
-
-
-def resident_bytes() -> int:
-    """Memory of this process that is resident now."""
-    return int(psutil.Process().memory_info().rss)
 
 
 def reset_peak() -> None:
@@ -130,8 +142,19 @@ def peak_bytes() -> int:
     except OSError:
         pass  # not Linux
     if sys.platform == "win32":
+        import psutil
+
         return int(psutil.Process().memory_info().peak_wset)
     import resource
 
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return int(peak if sys.platform == "darwin" else peak * 1024)
+
+
+def end_with_parent() -> None:
+    """Let the system kill this process when its parent is gone, however that came to its end (Linux)."""
+    if not sys.platform.startswith("linux"):
+        return
+    # Not on every Linux: where the call is refused, the process ends with its job, a little later.
+    with contextlib.suppress(OSError, AttributeError):
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)

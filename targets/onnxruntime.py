@@ -7,13 +7,15 @@ import importlib.util
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from kdc.core.device import Device
+from kdc.core.devicefile import DeviceFile
 from kdc.core.errors import TargetError
-from kdc.core.spec import DeviceFile
 from targets.cascade import is_cascade, load_cascade, stage_files
 from targets.runtime import Array, Engine, Port
+
+if TYPE_CHECKING:  # pydantic's, which a remote device may lack
+    from kdc.core.device import Device
 
 NAME = "onnxruntime"
 _DTYPES = {"float": "float32", "double": "float64"}  # the others are numpy's names too

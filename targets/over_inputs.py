@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +15,10 @@ from kdc.core.errors import TargetError
 from kdc.core.observe import Emit, Progress, silent
 from kdc.core.spec import DeviceFile
 from kdc.numerics.stats import REPEATS, Floats, Interval, percentile, ratio_interval
-from targets.machine import Watch
 from targets.process import Workplace
-from targets.runtime import Array, runtime_of
+from targets.runtime import Array
+
+LIMIT_SECONDS = 4 * 3600.0  # for one process, which may have thousands of inputs to time
 
 
 class InputTimes(BaseModel, frozen=True, extra="forbid"):
@@ -101,17 +103,22 @@ def over_inputs(
         raise TargetError(
             f"the models' inputs have {counts} samples", do="give the same number of samples for each, at least one"
         )
-    runtime = runtime_of(device)
-    watch = Watch(device.threads, {device.runtime: runtime.version(), "numpy": np.__version__})
     found: list[tuple[tuple[int, ...], ...]] = []
-    with Workplace(inputs) as place:
+    with Workplace(inputs, device) as place:
+        watch = place.watch()
         for index in range(processes):
-            job = place.job(files, device, (seed, index), watch.load.quietest(device.threads))
-            found.append(place.run(job.model_copy(update={"mode": "inputs", "repeats": repeats})).inputs_ns)
+            job = replace(
+                place.job(files, device, (seed, index), watch.quietest(device.threads)),
+                mode="inputs",
+                repeats=repeats,
+                limit_seconds=LIMIT_SECONDS,
+            )
+            found.append(place.run(job).inputs_ns)
             emit(Progress("timing each input", index + 1, processes, "process"))
+        described, watched = watch.environment(), watch.notes()
     return InputTimes(
         paths=tuple(file.path for file in files),
-        environment={**watch.environment(), "processes": processes},
-        notes=tuple(watch.notes()),
+        environment={**described, "processes": processes},
+        notes=tuple(watched),
         ms=tuple(tuple(tuple(ns / 1e6 for ns in process[index]) for process in found) for index in range(len(files))),
     )

@@ -58,7 +58,8 @@ class Preflight:
     def described(self) -> dict[str, Any]:
         """As JSON's plain values, the versions beside the others."""
         plain = {name: list(value) if isinstance(value, tuple) else value for name, value in asdict(self).items()}
-        return {**plain, **plain.pop("versions")}
+        del plain["versions"]
+        return {**plain, **self.versions}
 
 
 def look(

@@ -1,6 +1,7 @@
 """The seam to what runs models on a device: a Runtime builds and loads files, an Engine runs batches.
 
-Nothing here imports torch: the processes that measure load only numpy and the runtime.
+Nothing here imports torch or pydantic: the processes that measure load only numpy and the runtime, and on a remote
+device there may be no more.
 """
 
 from __future__ import annotations
@@ -8,14 +9,16 @@ from __future__ import annotations
 import importlib
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol, cast
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, cast
 
 import numpy as np
 from numpy.typing import NDArray
 
-from kdc.core.device import Device
+from kdc.core.devicefile import DeviceFile
 from kdc.core.errors import TargetError
-from kdc.core.spec import DeviceFile
+
+if TYPE_CHECKING:  # pydantic's, which a remote device may lack
+    from kdc.core.device import Device
 
 Array = NDArray[Any]
 

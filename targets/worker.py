@@ -1,7 +1,8 @@
 """One measuring process: loads the files, warms them up, times them in blocks, and writes down every sample.
 
-Started by `targets.process` as `python -m targets.worker JOB RESULT`, so that every measurement begins in a process
-that has nothing else in it: numpy and the runtime, no torch.
+Started by `targets.fresh` as `python -m targets.worker JOB RESULT`, so that every measurement begins in a process that
+has nothing else in it: numpy and the runtime, no torch. A remote device runs this very file (`targets.remote`), and has
+no more than Python, numpy and the runtime: nothing else may be imported here.
 """
 
 from __future__ import annotations
@@ -12,19 +13,20 @@ import os
 import sys
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from statistics import median
-from typing import Literal
 
 import numpy as np
-from pydantic import BaseModel
 
-from kdc.core.device import Device
+from kdc.core.devicefile import DeviceFile
 from kdc.core.errors import TargetError
-from kdc.core.spec import DeviceFile
 from kdc.numerics.stats import REPEATS, is_steady
-from targets.machine import peak_bytes, pin, reset_peak, resident_bytes
+from targets.job import Done, FileTiming, Job, device_of
+from targets.machine import end_with_parent, peak_bytes, pin, reset_peak
+from targets.proc import resident_bytes
 from targets.runtime import Array, feeds, runtime_of
+from targets.sweep import Sweep
 
 WINDOW_NS = 5_000_000  # one window of the warm-up
 WARM_UP_NS = 500_000_000  # the most spent on one model's warm-up
@@ -40,72 +42,36 @@ BATCHES = 256  # that are run in turn
 MIXED_BYTES = 256_000_000  # of all files' batches together, where the work depends on them
 CHUNK = 50  # consecutive inputs of one file, where every input is timed
 
+COLD_RUNS = 5  # in a block, each after a sweep of the caches, which takes longer than most models
+COLD_INPUTS = 8  # the same where the work depends on the input, each `REPEATS` times
+
 Batches = list[list[Array]]
-
-
-class Job(BaseModel, frozen=True):
-    """What one process does. `inputs` is an .npz with arrays "0", "1", ...: samples [n, ...] in call order.
-
-    mode: "time" times blocks of batches, "memory" finds the peak of one file, "inputs" times every input at batch 1,
-    `repeats` times. skips: for each file whether its work depends on its input; empty where none's does.
-    """
-
-    device: Device
-    files: tuple[DeviceFile, ...]
-    inputs: Path | None
-    seed: tuple[int, ...]
-    cores: tuple[int, ...] | None
-    slice_seconds: float = 0.0
-    rounds_max: int = 20
-    mode: Literal["time", "memory", "inputs"] = "time"
-    skips: tuple[bool, ...] = ()
-    repeats: int = REPEATS
-
-
-class FileTiming(BaseModel, frozen=True):
-    """One file in one process: blocks_ns is [rounds][runs].
-
-    Where its work depends on its input, a block runs all its inputs, then all again: `REPEATS` times over.
-    """
-
-    load_ns: int
-    first_ns: int
-    warm_up_runs: int
-    steady: bool
-    blocks_ns: tuple[tuple[int, ...], ...]
-
-
-class Done(BaseModel, frozen=True):
-    """What one process found, by the job's mode, or an error.
-
-    `timings` in the job's order of files, `peak_bytes` of its one file, or `inputs_ns` [file][input].
-    """
-
-    timings: tuple[FileTiming, ...] = ()
-    inputs_ns: tuple[tuple[int, ...], ...] = ()
-    peak_bytes: int = 0
-    pinned: bool = False
-    error: str | None = None
 
 
 class _Subject:
     """A loaded file with its batches and how many runs make a block."""
 
     def __init__(self, job: Job, file: DeviceFile, samples: list[Array] | None, limit: int = BATCHES) -> None:
-        runtime = runtime_of(job.device)
+        device = device_of(job.device)
+        runtime = runtime_of(device)
         start = time.perf_counter_ns()
-        engine = runtime.load(file, job.device)
+        engine = runtime.load(file, device)
         self.load_ns = time.perf_counter_ns() - start
         self.run: Callable[[Sequence[Array]], object] = engine.run
-        self.batches: Batches = feeds(engine, samples, job.device.batch, np.random.default_rng(job.seed), limit)
+        self.batches: Batches = feeds(engine, samples, device.batch, np.random.default_rng(job.seed), limit)
         self.first_ns = self.block(0, 0, 1)[0]
         self.warm_up_runs = 0
         self.steady = False
         self.discarded = self.timed = self.repeats = 1
         self.blocks_ns: list[tuple[int, ...]] = []
 
-    def block(self, position: int, discarded: int, timed: int, repeats: int = 1) -> tuple[int, ...]:
-        """Nanoseconds of `timed` runs back to back, after `discarded` that are not timed; `repeats` times over."""
+    def block(
+        self, position: int, discarded: int, timed: int, repeats: int = 1, before: Callable[[], None] | None = None
+    ) -> tuple[int, ...]:
+        """Nanoseconds of `timed` runs, after `discarded` that are not timed; `repeats` times over.
+
+        They are back to back, or `before` is called before each.
+        """
         run, batches, clock = self.run, self.batches, time.perf_counter_ns
         of = len(batches)
         for k in range(discarded):
@@ -113,6 +79,8 @@ class _Subject:
         spent = [0] * (repeats * timed)
         for k in range(repeats * timed):
             batch = batches[(position + k % timed) % of]
+            if before is not None:
+                before()
             start = clock()
             run(batch)
             spent[k] = clock() - start
@@ -176,9 +144,34 @@ def _time(job: Job, samples: list[Array] | None) -> Done:
     return Done(timings=tuple(subject.timing() for subject in subjects))
 
 
+def _cold(job: Job, samples: list[Array] | None) -> Done:
+    """Rounds of runs that each find the caches swept.
+
+    There is nothing to warm up to but what a session does once: a few runs are discarded. Files do not wait for each
+    other's caches, so a block is there only to stand beside the others of its round.
+    """
+    generator = np.random.default_rng(job.seed)
+    skips = any(job.skips)
+    subjects = _loaded(job, samples, generator, _limit(job, samples) if skips else BATCHES)
+    timed, repeats, rounds_min = (COLD_INPUTS, REPEATS, 1) if skips else (COLD_RUNS, 1, ROUNDS_MIN)
+    sweep = Sweep(job.cores)
+    for subject in subjects:
+        subject.warm_up_runs = _clipped(DISCARDED_NS, subject.first_ns, DISCARDED_RUNS)
+        subject.block(0, subject.warm_up_runs, 0)
+        subject.steady = True
+    first, start = int(generator.integers(2**16)), time.monotonic()
+    for done in range(job.rounds_max):
+        if done >= rounds_min and time.monotonic() - start >= job.slice_seconds:
+            break
+        for index in generator.permutation(len(subjects)):
+            subject = subjects[index]
+            subject.blocks_ns.append(subject.block(first + done * timed, 0, timed, repeats, sweep))
+    return Done(timings=tuple(subject.timing() for subject in subjects), swept_bytes=sweep.buffers[0].nbytes)
+
+
 def _loaded(job: Job, samples: list[Array] | None, generator: np.random.Generator, limit: int) -> list[_Subject]:
     """All files, in the job's order; nothing is collected from here on."""
-    runtime_of(job.device).prepare()
+    runtime_of(device_of(job.device)).prepare()
     loaded: dict[int, _Subject] = {}
     # A session's place in memory decides a percent or two of its time: which one comes first is left to chance.
     for index in generator.permutation(len(job.files)):
@@ -193,7 +186,7 @@ def _limit(job: Job, samples: list[Array] | None) -> int:
     """As many batches as `MIXED_BYTES` hold for all files, but never fewer than other files get."""
     if samples is None:
         return BATCHES
-    batch_bytes = sum(array.nbytes // max(1, len(array)) for array in samples) * job.device.batch
+    batch_bytes = sum(array.nbytes // max(1, len(array)) for array in samples) * device_of(job.device).batch
     return max(BATCHES, MIXED_BYTES // max(1, batch_bytes * len(job.files)))
 
 
@@ -201,7 +194,7 @@ def _inputs(job: Job, samples: list[Array] | None) -> Done:
     """The time of every input alone, for every file."""
     generator = np.random.default_rng(job.seed)
     count = 0 if samples is None else len(samples[0])
-    alone = job.model_copy(update={"device": job.device.model_copy(update={"batch": 1})})
+    alone = replace(job, device={**job.device, "batch": 1})
     subjects = _loaded(alone, samples, generator, count)
     for file, subject in zip(job.files, subjects, strict=True):
         if len(subject.batches) != count:
@@ -227,13 +220,14 @@ def _inputs(job: Job, samples: list[Array] | None) -> Done:
 
 def _memory(job: Job, samples: list[Array] | None) -> Done:
     """The most memory that is resident while a file is loaded and run, over what the bare runtime takes."""
-    runtime = runtime_of(job.device)
+    device = device_of(job.device)
+    runtime = runtime_of(device)
     runtime.prepare()
     gc.collect()
     reset_peak()
     before = resident_bytes()
-    engine = runtime.load(job.files[0], job.device)
-    batches = feeds(engine, samples, job.device.batch, np.random.default_rng(job.seed), limit=1)
+    engine = runtime.load(job.files[0], device)
+    batches = feeds(engine, samples, device.batch, np.random.default_rng(job.seed), limit=1)
     for _ in range(5):
         engine.run(batches[0])
     return Done(peak_bytes=max(0, peak_bytes() - before))
@@ -246,18 +240,20 @@ def _samples(path: Path | None) -> list[Array] | None:
         return [stored[str(index)] for index in range(len(stored.files))]
 
 
-_MODES = {"time": _time, "memory": _memory, "inputs": _inputs}
+_MODES = {"time": _time, "cold": _cold, "memory": _memory, "inputs": _inputs}
 
 
 def main(job_path: str, result_path: str) -> None:
     """Do the job of one file, and write what was found into another."""
-    job = Job.model_validate_json(Path(job_path).read_text())
+    end_with_parent()
+    job = Job.from_json(Path(job_path).read_text())
     pinned = pin(job.cores)
+    job = replace(job, cores=job.cores if pinned else None)
     try:
         done = _MODES[job.mode](job, _samples(job.inputs))
     except TargetError as error:
         done = Done(error=str(error))
-    Path(result_path).write_text(done.model_copy(update={"pinned": pinned}).model_dump_json())
+    Path(result_path).write_text(replace(done, pinned=pinned).as_json())
     sys.stdout.flush()
     # The runtime's own threads are not waited for: all that mattered is written.
     os._exit(0)

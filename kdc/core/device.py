@@ -31,3 +31,8 @@ class Device(BaseModel, frozen=True, extra="forbid"):
     alignment_source: str = ""
     memory_mb: float | None = None
     unsupported_operators: tuple[str, ...] = Field(default=(), description="ONNX operators that the runtime refuses")
+    address: str | None = Field(
+        default=None,
+        description="ssh://user@host[:port] or adb://serial, where it is measured; this machine where absent",
+    )
+    emulated: bool = Field(default=False, description="its processor is emulated: its times can satisfy no budget")

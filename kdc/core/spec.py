@@ -1,14 +1,15 @@
 """What stands at a model's ends, and what a runtime loads: readable without torch.
 
-The recipe and the measuring processes hold these values, and neither may spend seconds on importing torch.
+The recipe holds these values, and may not spend seconds on importing torch.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from pathlib import Path
-
 from pydantic import BaseModel, Field
+
+from kdc.core.devicefile import DeviceFile
+
+__all__ = ["DeviceFile", "TensorSpec"]
 
 
 class TensorSpec(BaseModel, frozen=True, extra="forbid"):
@@ -17,11 +18,3 @@ class TensorSpec(BaseModel, frozen=True, extra="forbid"):
     name: str
     shape: tuple[int | str, ...] = Field(description="with a name where the size is free, as in [batch, 1, 28, 28]")
     dtype: str = Field(default="float32", description="numpy's name")
-
-
-@dataclass(frozen=True)
-class DeviceFile:
-    """What the target's runtime loads."""
-
-    path: Path
-    runtime: str

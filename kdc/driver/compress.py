@@ -34,6 +34,7 @@ from targets.measure import Measured, Profile, Settings, measure
 
 STUDENT, TEACHER, REPORT = "student.onnx", "teacher.onnx", "report.json"
 MIX_SAMPLES = 2000
+COLD_SECONDS, COLD_GLANCE_SECONDS = 20.0, 5.0  # where the budget limits cold runs, and where it does not
 STRUCTURE, LOCK = "structure.json", "recipe.lock.yaml"
 STAGED = f"cascade/{PLAN}"
 
@@ -103,6 +104,8 @@ class _Run:
         limits_ms: dict[str, float] = {}
         if self.budget.latency_ms is not None:
             limits_ms["latency_ms"] = self.budget.latency_ms
+        if self.budget.latency_ms_cold is not None:
+            limits_ms["latency_ms@cold"] = self.budget.latency_ms_cold  # nothing is faster cold than hot
         if self.budget.min_speedup is not None:
             limits_ms["min_speedup"] = self.lowering.teacher_cost().latency_ms / self.budget.min_speedup
         if not limits_ms:
@@ -135,7 +138,8 @@ class _Run:
 
     def _measure(self, teacher: Candidate, students: Sequence[Candidate]) -> Measured:
         """All files interleaved with the teacher's; stored, so that the same files are not timed again."""
-        settings = Settings()
+        limited = self.budget.latency_ms_cold is not None
+        settings = Settings(cold_seconds=COLD_SECONDS if limited else COLD_GLANCE_SECONDS)
         parts = {
             "files": [teacher.sha256, *(student.sha256 for student in students)],
             "settings": settings.model_dump(mode="json"),
@@ -185,7 +189,15 @@ class _Run:
     def _judge(self, teacher: Candidate, student: Candidate, measured: Measured, index: int) -> Judged:
         generator = np.random.default_rng(named_seed(self.inputs.recipe.seed, "drop", student.label))
         drop = stats.paired_drop(teacher.scores, student.scores, generator)
-        return Judged(student, measured.candidates[index], measured.ratio(index), drop, measured.samples_ms(index))
+        return Judged(
+            student,
+            measured.candidates[index],
+            measured.ratio(index),
+            drop,
+            measured.samples_ms(index),
+            measured.cold_ratio(index),
+            measured.cold_samples_ms(index),
+        )
 
     def _report(
         self,
@@ -230,6 +242,7 @@ class _Run:
             budget=verdicts,
             met=all(v.met for v in verdicts) and ratio.verdict == "faster",
             speedup=ratio,
+            cold_speedup=judged[chosen].cold_ratio,
             drop=drop,
             routing=on_test,
             ships=STAGED if is_cascade(shipped.file.path) else _device_file(shipped),
@@ -252,6 +265,7 @@ class _Run:
             seconds=step.seconds,
             student=self._model("validation", candidate.scores, candidate.metrics, judged.profile, candidate.sha256),
             speedup=judged.ratio,
+            cold_speedup=judged.cold_ratio,
             drop=Drop(**judged.drop._asdict()),
             parity=candidate.parity,
             budget=tuple(limits(self.budget, judged, judged.drop.points, minutes)),
@@ -269,6 +283,7 @@ class _Run:
             metric=Metric(name=self.inputs.task.metric, points=interval.value, low=interval.low, high=interval.high),
             metrics=metrics,
             latency=profile.latency,
+            cold=profile.cold,
             size_mb=profile.size_mb,
             parameters=profile.parameters,
             macs=profile.macs,

@@ -4,6 +4,8 @@ import dataclasses
 import hashlib
 import subprocess
 import sys
+import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,10 +14,15 @@ from kdc.core.errors import TargetError
 from kdc.core.observe import Progress
 from kdc.core.spec import DeviceFile
 from kdc.numerics.stats import ratio_interval
-from targets.machine import Load, Watch, peak_bytes, resident_bytes
+from targets import site
+from targets.fresh import run_fresh
+from targets.job import Done, FileTiming, Job, device_of, fields_of
+from targets.machine import Load, Watch, peak_bytes
 from targets.measure import Measured, Settings, compare, judge, measure, quick_latencies
+from targets.proc import resident_bytes
 from targets.process import Workplace
-from targets.worker import Job
+from targets.sweep import sweep_bytes
+from targets.worker import _Subject
 
 SHORT = Settings(seconds=0.5, processes_min=3, processes_max=3, slice_seconds=0.02)
 
@@ -141,6 +148,42 @@ def test_every_sample_is_kept_and_survives_json(device, linear):
     assert older.ratio(0) == measured.ratio(0)
 
 
+def test_cold_runs_are_kept_apart_from_hot_ones(device, linear):
+    small, large = linear("small.onnx", 8, 8)[0], linear("large.onnx", 64, 64)[0]
+    measured = measure([small], large, device, settings=SHORT.model_copy(update={"cold_seconds": 0.1}))
+    assert measured.cold is not None
+    assert measured.cold.processes == 3
+    assert measured.cold.swept_mb == sweep_bytes() / 1e6
+    cold, hot = measured.candidates[0].cold, measured.candidates[0].latency
+    assert cold.n == len(measured.cold_samples_ms(0)) >= 3 * 3 * 5
+    assert cold.median_ms == pytest.approx(np.median(measured.cold_samples_ms(0)))
+    assert hot.n == len(measured.samples_ms(0))
+    assert hot.median_ms == pytest.approx(np.median(measured.samples_ms(0)))
+    baseline_ns, candidate_ns = measured.cold.samples_ns
+    assert measured.cold_ratio(0) == judge(baseline_ns, candidate_ns, 0.01)
+    comparison = measured.comparison(0)
+    assert comparison.cold.samples_ns == (candidate_ns, baseline_ns)
+    assert comparison.cold_ratio == measured.cold_ratio(0)
+    assert Measured.model_validate_json(measured.model_dump_json()) == measured
+
+
+def test_without_cold_runs_nothing_is_said_of_them(device, linear):
+    measured = measure([linear()[0]], linear()[0], device, settings=SHORT)
+    assert (measured.cold, measured.cold_ratio(0), measured.cold_samples_ms(0)) == (None, None, [])
+    assert measured.candidates[0].cold is None
+
+
+def test_every_timed_run_of_a_cold_block_follows_a_sweep():
+    done = []
+    subject = _Subject.__new__(_Subject)
+    subject.batches, subject.run = [["a"], ["b"], ["c"]], lambda batch: done.append(*batch)
+    assert len(subject.block(1, 1, 2, 2, lambda: done.append("sweep"))) == 4
+    assert done == ["b", *["sweep", "b", "sweep", "c"] * 2]
+    done.clear()
+    subject.block(0, 0, 2)
+    assert done == ["a", "b"]
+
+
 def test_one_file_alone_has_no_ratio(device, linear):
     file, _ = linear()
     comparison = compare(file, None, device, settings=SHORT)
@@ -175,17 +218,13 @@ def test_peak_memory_counts_the_models_weights(device, linear):
 
 def job(device, file, **changes):
     return Job(
-        device=device,
-        files=(file,),
-        inputs=None,
-        seed=(0,),
-        cores=None,
-    ).model_copy(update=changes)
+        **{"device": fields_of(device), "files": (file,), "inputs": None, "seed": (0,), "cores": None, **changes}
+    )
 
 
 def test_a_process_that_dies_is_an_error_with_its_last_words(device, linear, tmp_path):
     file, _ = linear()
-    with Workplace(None) as place, pytest.raises(TargetError, match=r"exit code 1\n[\s\S]*FileNotFoundError"):
+    with Workplace(None, device) as place, pytest.raises(TargetError, match=r"exit code 1\n[\s\S]*FileNotFoundError"):
         place.run(job(device, file, inputs=tmp_path / "gone.npz"))
 
 
@@ -197,16 +236,95 @@ def test_an_interrupt_leaves_no_process_behind(device, linear, monkeypatch):
         raise KeyboardInterrupt
 
     monkeypatch.setattr(subprocess.Popen, "communicate", interrupted)
-    with Workplace(None) as place:
+    with Workplace(None, device) as place:
         with pytest.raises(KeyboardInterrupt):
             place.run(job(device, linear()[0], slice_seconds=60.0))
         assert not place.path.joinpath("result.json").exists()
     assert started[0].wait(timeout=10) != 0
 
 
-def test_a_measuring_process_has_no_torch_in_it():
-    code = "import sys, targets.worker, targets.onnxruntime; sys.exit('torch' in sys.modules)"
-    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+def test_a_measuring_process_has_nothing_in_it_but_numpy_and_the_runtime():
+    code = """if True:
+        import sys
+        before = set(sys.modules)
+        import targets.worker, targets.onnxruntime
+        targets.onnxruntime.RUNTIME.prepare()
+        print(*sorted({name.split(".")[0] for name in set(sys.modules) - before} - sys.stdlib_module_names))
+    """
+    done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
+    assert done.stdout.split() == ["kdc", "numpy", "onnxruntime", "targets"]
+
+
+def test_a_job_and_its_result_come_back_from_json_as_they_were(device, linear):
+    asked = job(device, linear()[0], cores=(1,), skips=(True,), mode="inputs")
+    assert Job.from_json(asked.as_json()) == asked
+    read = device_of(Job.from_json(asked.as_json()).device)
+    assert (read.runtime, read.threads, read.quantization.activations) == ("onnxruntime", 1, "uint8")
+    found = Done(timings=(FileTiming(1, 2, 3, True, ((4, 5), (6,))),), inputs_ns=((7, 8),), pinned=True)
+    assert Done.from_json(found.as_json()) == found
+
+
+def test_a_process_that_hangs_is_killed_and_reported(device, linear):
+    with Workplace(None, device) as place, pytest.raises(TargetError, match=r"not done after 0 s, and was killed"):
+        place.run(job(device, linear()[0], limit_seconds=0.05))
+
+
+@pytest.mark.parametrize(
+    ("last_words", "how", "do"),
+    [("exit 3", "exit code 3\noops", "try another version of the runtime"),
+     ("kill -SEGV $$", "signal 11\noops", "try another version of the runtime"),
+     ("kill -KILL $$", "signal 9\noops", "want of memory")],
+)  # fmt: skip
+def test_a_worker_that_crashes_is_told_with_its_files_and_what_to_do(device, linear, tmp_path, last_words, how, do):
+    file, _ = linear()
+    with pytest.raises(TargetError) as caught:
+        run_fresh(job(device, file), tmp_path, ["sh", "-c", f"echo oops >&2; {last_words}"], {})
+    told = str(caught.value)
+    assert all(part in told for part in (str(file.path), how, do))
+
+
+def test_a_runtime_that_hangs_is_killed_in_the_settings_time_and_measuring_goes_on(
+    device, linear, monkeypatch, tmp_path
+):
+    file, _ = linear()
+    hangs = tmp_path / "python"
+    hangs.write_text("#!/bin/sh\nexec sleep 60\n")
+    hangs.chmod(0o755)
+    with monkeypatch.context() as patched:
+        patched.setattr(site.sys, "executable", str(hangs))
+        with pytest.raises(TargetError, match=r"linear\.onnx was not done after 1 s, and was killed[\s\S]*--timeout"):
+            compare(file, None, device, settings=SHORT.model_copy(update={"timeout_seconds": 1.0}))
+    assert compare(file, None, device, settings=SHORT).candidate.latency.n > 0
+
+
+def test_a_worker_ends_with_its_parent():
+    """However that came to its end: here it is killed, and can tell nobody."""
+    worker = (
+        "import time; from targets.machine import end_with_parent; end_with_parent(); print(flush=True); time.sleep(60)"
+    )
+    parent = """if True:
+        import subprocess, sys
+        child = subprocess.Popen([sys.executable, "-c", sys.argv[1]], stdout=subprocess.PIPE)
+        child.stdout.readline()
+        print(child.pid, flush=True)
+        child.wait()
+    """
+    process = subprocess.Popen([sys.executable, "-c", parent, worker], stdout=subprocess.PIPE)
+    child = int(process.stdout.readline())
+    assert running(child)
+    process.kill()
+    process.communicate()
+    end = time.monotonic() + 20
+    while running(child) and time.monotonic() < end:
+        time.sleep(0.05)
+    assert not running(child)
+
+
+def running(pid):
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
 
 
 def test_a_users_folder_named_targets_does_not_stand_in_for_ours(device, linear, tmp_path, monkeypatch):

@@ -1,0 +1,88 @@
+"""The seam to where a measurement is made: on this machine, or on a device that is reached over a line.
+
+What measures (`targets.measure`, `targets.over_inputs`) asks a site for three things: to do jobs in fresh processes, to
+watch its machine meanwhile, and to say what that machine is. `targets.process.Workplace` chooses it by the device's
+address.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import sysconfig
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+import numpy as np
+
+from targets.fresh import run_fresh
+from targets.job import Done, Job
+from targets.machine import Watch
+from targets.runtime import runtime_of
+
+if TYPE_CHECKING:
+    from kdc.core.device import Device
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+class Watching(Protocol):
+    """A machine, from before a measurement to its end."""
+
+    def quietest(self, count: int) -> tuple[int, ...] | None:
+        """The `count` cores that do least now; None where a process cannot be pinned."""
+
+    def environment(self) -> dict[str, Any]:
+        """What the figures hold for; `emulated` is there, and true, where they are no measure of that processor."""
+
+    def notes(self) -> list[str]:
+        """What a reader of the figures should know."""
+
+
+class Site(Protocol):
+    """Where jobs are done."""
+
+    def watch(self) -> Watching:
+        """Begin to watch the machine."""
+
+    def run(self, job: Job) -> Done:
+        """Do a job in a fresh process. Raises: TargetError where it ended without a result."""
+
+    def close(self) -> None:
+        """Leave nothing behind."""
+
+
+class Here:
+    """This machine."""
+
+    def __init__(self, device: Device, folder: Path) -> None:
+        self._device, self._folder = device, folder
+
+    def watch(self) -> Watching:
+        """Begin to watch this machine."""
+        return watch(self._device)
+
+    def run(self, job: Job) -> Done:
+        """Do a job in a fresh process of this Python."""
+        # -P: a folder `targets` of the user's, where kdc was started, must not stand in for this package
+        return run_fresh(job, self._folder, [sys.executable, "-P", "-m", "targets.worker"], _environment())
+
+    def close(self) -> None:
+        """Nothing outlives its job."""
+
+
+def watch(device: Device) -> Watch:
+    """Begin to watch the machine that this process is on, for what is measured with a device's runtime.
+
+    Raises: TargetError where the runtime is not installed.
+    """
+    versions = {device.runtime: runtime_of(device).version(), "numpy": np.__version__}
+    return Watch(device.threads, versions, emulated=device.emulated)
+
+
+def _environment() -> dict[str, str]:
+    """The environment, with the folder that `targets` lies in where it is no installed package."""
+    environment = dict(os.environ)
+    if str(ROOT) not in (sysconfig.get_path("purelib"), sysconfig.get_path("platlib")):
+        environment["PYTHONPATH"] = os.pathsep.join(filter(None, (environment.get("PYTHONPATH"), str(ROOT))))
+    return environment
