@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import subprocess
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -45,7 +46,7 @@ def run_fresh(
             process.kill()
             raise TargetError(
                 f"the process that measured {files} was not done after {job.limit_seconds:.0f} s, and was killed",
-                do="see whether the runtime can run the model at all; it may hang in it",
+                do="the runtime may hang in it: profile each file alone; if it is only slow, --timeout SECONDS gives more",
             ) from error
         except BaseException:  # Ctrl-C too
             process.kill()
@@ -53,7 +54,12 @@ def run_fresh(
     if process.returncode != 0 or not result.exists():
         last = said.decode(errors="replace").strip().splitlines()[-SHOWN_LINES:]
         how = f"signal {-process.returncode}" if process.returncode < 0 else f"exit code {process.returncode}"
-        raise TargetError(f"the process that measured {files} ended with {how}\n" + "\n".join(last))
+        raise TargetError(
+            "\n".join([f"the process that measured {files} ended with {how}", *last]),
+            do="the system may have killed it for want of memory: free some"
+            if process.returncode == -signal.SIGKILL
+            else "the runtime may be at fault: profile each file alone, or try another version of the runtime",
+        )
     done = Done.from_json(result.read_text())
     if done.error is not None:
         raise TargetError(done.error)

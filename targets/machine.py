@@ -1,4 +1,7 @@
-"""The machine that is measured on: its description, its load, one core to stay on, and its memory counters."""
+"""The machine that is measured on: its description, its load, one core to stay on, and its memory counters.
+
+Its state (clock, heat, limits) is `targets.preflight`'s.
+"""
 
 from __future__ import annotations
 
@@ -15,6 +18,7 @@ from typing import Any
 
 from targets import proc
 from targets.emulation import is_emulated
+from targets.preflight import BUSY_PERCENT, NOISY, Preflight, changes, look
 
 _PR_SET_PDEATHSIG = 1  # of Linux's prctl
 LOOK_SECONDS = 0.1
@@ -44,12 +48,12 @@ class Load:
         """What a reader of the figures should know."""
         found = []
         busy = sum(self.busy) / len(self.busy) if self.busy else 0.0
-        if busy > 20:
-            found.append(f"noisy machine: other work kept the measuring core {busy:.0f}% busy")
+        if busy > BUSY_PERCENT:
+            found.append(f"{NOISY}: other work kept the measuring core {busy:.0f}% busy")
         end, _ = proc.ticks()
         total, stolen = end.total - self._start.total, end.stolen - self._start.stolen
         if total > 0 and stolen / total > 0.02:
-            found.append(f"noisy machine: the hypervisor took {100 * stolen / total:.0f}% of the time")
+            found.append(f"{NOISY}: the hypervisor took {100 * stolen / total:.0f}% of the time")
         return found
 
 
@@ -62,19 +66,27 @@ class Watch:
 
     def __init__(self, threads: int, versions: Mapping[str, str], *, emulated: bool = False) -> None:
         self.load = Load()
-        self._threads, self._versions, self._emulated = threads, dict(versions), emulated or is_emulated()
+        self.load.quietest(threads)
+        self.before = look(threads, versions, self.load.busy[-1])
+        self._emulated = emulated or is_emulated()
 
     def quietest(self, count: int) -> tuple[int, ...] | None:
         """The `count` cores that do least now; None where a process cannot be pinned."""
         return self.load.quietest(count)
 
     def environment(self) -> dict[str, Any]:
-        """What the figures hold for; with `emulated`, true, where the processor is not the machine's own."""
-        return {**environment(self._versions), **({"emulated": True} if self._emulated else {})}
+        """What the figures hold for: the machine's state at the start, and its temperature at the end.
+
+        With `emulated`, true, where the processor is not the machine's own.
+        """
+        found = {**environment(self.before), "temperature_after_c": look(self.before.measuring_threads).temperature_c}
+        return {**found, **({"emulated": True} if self._emulated else {})}
 
     def notes(self) -> list[str]:
-        """What a reader of the figures should know."""
-        return [*([EMULATED] if self._emulated else []), *self.load.notes()]
+        """What a reader of the figures should know; noise is that of the whole time, not of its first moment."""
+        lasting = [flag for flag in self.before.flags if not flag.startswith(NOISY)]
+        meanwhile = changes(self.before, look(self.before.measuring_threads))
+        return [*([EMULATED] if self._emulated else []), *lasting, *meanwhile, *self.load.notes()]
 
 
 def _percent_busy() -> dict[int, float]:
@@ -89,26 +101,17 @@ def _percent_busy() -> dict[int, float]:
     }
 
 
-def environment(versions: Mapping[str, str]) -> dict[str, Any]:
-    """What the figures hold for: the processor, its governor where it can be read, the system, and versions."""
+def environment(seen: Preflight) -> dict[str, Any]:
+    """What the figures hold for: the processor, the system, the libraries' versions, and the state that it was in."""
     return {
         "cpu": proc.cpu_name() or platform.processor() or platform.machine(),
         "cores": proc.physical_cores(),
         "threads": os.cpu_count(),
         "memory_mb": round(proc.memory_bytes() / 1e6),
-        "governor": _governor(),
-        "load_average": [round(load, 2) for load in proc.load_average()],
         "platform": platform.platform(),
         "python": platform.python_version(),
-        **versions,
+        **seen.described(),
     }
-
-
-def _governor() -> str | None:
-    try:
-        return Path("/sys/devices/system/cpu/cpu0/cpufreq/scaling_governor").read_text().strip()
-    except OSError:
-        return None
 
 
 def pin(cores: tuple[int, ...] | None) -> bool:

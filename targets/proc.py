@@ -82,14 +82,6 @@ def memory_bytes() -> int:
         return int(psutil.virtual_memory().total)
 
 
-def load_average() -> list[float]:
-    """Processes that ran or waited to run, over 1, 5 and 15 minutes; empty where the system does not tell."""
-    try:
-        return list(os.getloadavg())
-    except (AttributeError, OSError):
-        return []
-
-
 def cpu_name() -> str | None:
     """The processor's name in /proc/cpuinfo, or the board's, which is what Arm boards give; None where neither is."""
     try:

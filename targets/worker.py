@@ -26,6 +26,7 @@ from targets.job import Done, FileTiming, Job, device_of, packed
 from targets.machine import end_with_parent, peak_bytes, pin, reset_peak
 from targets.proc import resident_bytes
 from targets.runtime import Array, feeds, runtime_of
+from targets.sweep import Sweep
 
 WINDOW_NS = 5_000_000  # one window of the warm-up
 WARM_UP_NS = 500_000_000  # the most spent on one model's warm-up
@@ -40,6 +41,9 @@ MIXED_INPUTS = (3, 40)
 BATCHES = 256  # that are run in turn
 MIXED_BYTES = 256_000_000  # of all files' batches together, where the work depends on them
 CHUNK = 50  # consecutive inputs of one file, where every input is timed
+
+COLD_RUNS = 5  # in a block, each after a sweep of the caches, which takes longer than most models
+COLD_INPUTS = 8  # the same where the work depends on the input, each `REPEATS` times
 
 Batches = list[list[Array]]
 
@@ -61,8 +65,13 @@ class _Subject:
         self.discarded = self.timed = self.repeats = 1
         self.blocks_ns: list[tuple[int, ...]] = []
 
-    def block(self, position: int, discarded: int, timed: int, repeats: int = 1) -> tuple[int, ...]:
-        """Nanoseconds of `timed` runs back to back, after `discarded` that are not timed; `repeats` times over."""
+    def block(
+        self, position: int, discarded: int, timed: int, repeats: int = 1, before: Callable[[], None] | None = None
+    ) -> tuple[int, ...]:
+        """Nanoseconds of `timed` runs, after `discarded` that are not timed; `repeats` times over.
+
+        They are back to back, or `before` is called before each.
+        """
         run, batches, clock = self.run, self.batches, time.perf_counter_ns
         of = len(batches)
         for k in range(discarded):
@@ -70,6 +79,8 @@ class _Subject:
         spent = [0] * (repeats * timed)
         for k in range(repeats * timed):
             batch = batches[(position + k % timed) % of]
+            if before is not None:
+                before()
             start = clock()
             run(batch)
             spent[k] = clock() - start
@@ -131,6 +142,31 @@ def _time(job: Job, samples: list[Array] | None) -> Done:
             subject = subjects[index]
             subject.blocks_ns.append(subject.block(position, subject.discarded, subject.timed, subject.repeats))
     return Done(timings=tuple(subject.timing() for subject in subjects))
+
+
+def _cold(job: Job, samples: list[Array] | None) -> Done:
+    """Rounds of runs that each find the caches swept.
+
+    There is nothing to warm up to but what a session does once: a few runs are discarded. Files do not wait for each
+    other's caches, so a block is there only to stand beside the others of its round.
+    """
+    generator = np.random.default_rng(job.seed)
+    skips = any(job.skips)
+    subjects = _loaded(job, samples, generator, _limit(job, samples) if skips else BATCHES)
+    timed, repeats, rounds_min = (COLD_INPUTS, REPEATS, 1) if skips else (COLD_RUNS, 1, ROUNDS_MIN)
+    sweep = Sweep(job.cores)
+    for subject in subjects:
+        subject.warm_up_runs = _clipped(DISCARDED_NS, subject.first_ns, DISCARDED_RUNS)
+        subject.block(0, subject.warm_up_runs, 0)
+        subject.steady = True
+    first, start = int(generator.integers(2**16)), time.monotonic()
+    for done in range(job.rounds_max):
+        if done >= rounds_min and time.monotonic() - start >= job.slice_seconds:
+            break
+        for index in generator.permutation(len(subjects)):
+            subject = subjects[index]
+            subject.blocks_ns.append(subject.block(first + done * timed, 0, timed, repeats, sweep))
+    return Done(timings=tuple(subject.timing() for subject in subjects), swept_bytes=sweep.buffers[0].nbytes)
 
 
 def _loaded(job: Job, samples: list[Array] | None, generator: np.random.Generator, limit: int) -> list[_Subject]:
@@ -220,7 +256,7 @@ def _samples(path: Path | None) -> list[Array] | None:
         return [stored[str(index)] for index in range(len(stored.files))]
 
 
-_MODES = {"time": _time, "memory": _memory, "inputs": _inputs, "answers": _answers}
+_MODES = {"time": _time, "cold": _cold, "memory": _memory, "inputs": _inputs, "answers": _answers}
 
 
 def main(job_path: str, result_path: str) -> None:
@@ -228,6 +264,7 @@ def main(job_path: str, result_path: str) -> None:
     end_with_parent()
     job = Job.from_json(Path(job_path).read_text())
     pinned = pin(job.cores)
+    job = replace(job, cores=job.cores if pinned else None)
     try:
         done = _MODES[job.mode](job, _samples(job.inputs))
     except TargetError as error:

@@ -20,7 +20,9 @@ def _recipe(
     weights: Annotated[Path | None, typer.Option(help=".safetensors, or .pt/.pth of plain tensors")] = None,
     data: Annotated[str | None, typer.Option(metavar="FILE.py:NAME", help="what loads the data")] = None,
     target: Annotated[str | None, typer.Option(help="a name from `kdc targets`, or a profile's .toml")] = None,
-    max_latency: Annotated[str | None, typer.Option(metavar="0.4ms", help="median, batch 1, on the target")] = None,
+    max_latency: Annotated[
+        list[str] | None, typer.Option(metavar="0.4ms[@cold]", help="median, batch 1, on the target, hot or cold")
+    ] = None,
     min_speedup: Annotated[float | None, typer.Option(metavar="TIMES", help="over the teacher, lower bound")] = None,
     max_drop: Annotated[float | None, typer.Option(metavar="POINTS", help="below the teacher's metric")] = None,
     max_size: Annotated[str | None, typer.Option(metavar="300kB", help="of the file that ships")] = None,
@@ -34,7 +36,7 @@ def _recipe(
 ) -> Recipe:
     """The recipe of a file and flags, or of flags alone."""
     from kdc.core.errors import RecipeError
-    from kdc.driver.recipe import load_recipe, parse_latency, parse_size
+    from kdc.driver.recipe import load_recipe, parse_latencies, parse_size
     from passes import PASSES
 
     if recipe is None and (teacher is None or data is None):
@@ -44,7 +46,7 @@ def _recipe(
         "teacher.weights": None if weights is None else str(weights),
         "data.load": data,
         "target": target,
-        "budget.latency_ms": None if max_latency is None else parse_latency(max_latency),
+        **{f"budget.{key}": limit_ms for key, limit_ms in parse_latencies(max_latency or []).items()},
         "budget.min_speedup": min_speedup,
         "budget.max_drop": max_drop,
         "budget.size_mb": None if max_size is None else parse_size(max_size),

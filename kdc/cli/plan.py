@@ -32,8 +32,8 @@ def plan(recipe: Recipe) -> None:
         facts = (" ".join(sorted(f)) for f in (contract.requires, contract.provides, contract.destroys))
         table.add_row(one.label, *facts, what)
     console.print(table)
-    limits = {name: value for name, value in recipe.budget.model_dump().items() if value is not None}
-    if "latency_ms" not in limits:
+    limits = {name: value for name, value in recipe.budget.model_dump(by_alias=True).items() if value is not None}
+    if not {"latency_ms", "latency_ms@cold"} & limits.keys():
         del limits["percentile"]  # of nothing
     console.print("budget: " + (", ".join(f"{name} {value:g}" for name, value in limits.items()) or "none"))
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from json import dumps
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -9,7 +10,8 @@ import typer
 
 if TYPE_CHECKING:
     from kdc.core.observe import Event
-    from targets.measure import Comparison, Profile
+    from targets.measure import Comparison, Profile, Ratio
+    from targets.noise import Noise
 
 
 def profile(
@@ -20,7 +22,12 @@ def profile(
     device: Annotated[
         str | None, typer.Option(metavar="ADDRESS", help="where to measure: ssh://user@host[:port] or adb://serial")
     ] = None,
-    seconds: Annotated[float, typer.Option(help="the most that timing takes", min=0.1)] = 20.0,
+    seconds: Annotated[float, typer.Option(help="the most that timing takes, hot and cold each", min=0.1)] = 20.0,
+    cold: Annotated[bool, typer.Option(help="measure runs after the caches were swept, too")] = True,
+    self_test: Annotated[
+        bool, typer.Option("--self-test", help="the file against a copy of itself: what this machine can tell apart")
+    ] = False,
+    timeout: Annotated[float, typer.Option(help="seconds after which a measuring process is killed", min=1)] = 300.0,
     samples: Annotated[Path | None, typer.Option(help="real inputs: .npy, or .npz in the inputs' order")] = None,
     seed: Annotated[int, typer.Option(help="of the blocks' order and the intervals' draws")] = 0,
     json: Annotated[bool, typer.Option("--json", help="print JSON with all samples, nothing else")] = False,
@@ -30,11 +37,15 @@ def profile(
     from rich.progress import BarColumn, TextColumn
     from rich.progress import Progress as Bar
 
+    from kdc.core.errors import TargetError
     from kdc.core.observe import Progress
     from targets.device import load_device
     from targets.measure import Settings, compare
+    from targets.noise import beside_itself, noise_of
     from targets.parts import ready
 
+    if self_test and against is not None:
+        raise TargetError("--self-test is of one file", do="leave --against out")
     profiled = load_device(target, device)
     inputs = None if samples is None else _read(samples)
     candidate = ready(file, profiled)
@@ -42,7 +53,7 @@ def profile(
     # The bar is drawn between processes only, so that drawing it costs the measurement nothing.
     console = Console(stderr=True)
     with Bar(
-        TextColumn("measuring"),
+        TextColumn("{task.description}"),
         BarColumn(),
         TextColumn("{task.completed:.0f} of at most {task.total:.0f} s"),
         console=console,
@@ -54,19 +65,20 @@ def profile(
 
         def show(event: Event) -> None:
             if isinstance(event, Progress):
-                bar.update(task, completed=event.done, refresh=True)
+                bar.update(task, description=event.what, completed=event.done, refresh=True)
 
-        comparison = compare(
-            candidate,
-            baseline,
-            profiled,
-            inputs,
-            Settings(seconds=seconds),
-            seed=seed,
-            emit=show,
+        settings = Settings(seconds=seconds, cold_seconds=seconds if cold else 0, timeout_seconds=timeout)
+        comparison = (
+            beside_itself(candidate, profiled, inputs, settings, seed=seed, emit=show)
+            if self_test
+            else compare(candidate, baseline, profiled, inputs, settings, seed=seed, emit=show)
         )
+    noises = noise_of(comparison, settings.interest) if self_test else ()
     if json:
-        typer.echo(comparison.model_dump_json())
+        found = {"self_test": [noise.model_dump(mode="json") for noise in noises]} if self_test else {}
+        typer.echo(dumps(comparison.model_dump(mode="json") | found))
+    elif self_test:
+        _self_test(noises, comparison, target)
     else:
         place = comparison.environment.get("device")
         _table(comparison, target if place is None else f"{target} at {place}")
@@ -110,18 +122,53 @@ def _table(comparison: Comparison, target: str) -> None:
         if name == _INTERVAL and any(one.latency.mean_ms is not None for one in columns):
             for mean, *means in zip(("mean over inputs, ms", _INTERVAL), *map(_means, columns), strict=True):
                 table.add_row(str(mean), *map(str, means))
+        if name == _LAST_OF_TIME and comparison.cold is not None:
+            for label, *own in zip(("cold median, ms", _INTERVAL), *map(_cold, columns), strict=True):
+                table.add_row(str(label), *map(str, own))
     console.print(table)
     console.print(_verdict(comparison))
+    if comparison.cold_ratio is not None and comparison.baseline is not None:
+        sentence = _judged(comparison.cold_ratio, comparison.candidate.path.name, comparison.baseline.path.name)
+        console.print(f"cold: {sentence}")
+    for note in comparison.notes:
+        console.print(f"note: {note}")
+
+
+def _self_test(noises: tuple[Noise, ...], comparison: Comparison, target: str) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    console = Console(highlight=False, markup=False)
+    title = f"{comparison.candidate.path.name} against a copy of itself, on {target}"
+    table = Table(box=None, pad_edge=False, title=title, title_justify="left")
+    for column in ("", "time ratio", "95% interval", "spread", "processes", "smallest difference"):
+        table.add_column(column, justify="right" if column else "left")
+    for noise in noises:
+        table.add_row(
+            noise.regime,
+            f"{noise.ratio.ratio:.4f}",
+            f"{noise.ratio.low:.4f} – {noise.ratio.high:.4f}",
+            f"{100 * noise.spread:.2f}%",
+            str(noise.processes),
+            f"{100 * noise.smallest:.1f}%",
+        )
+    console.print(table)
+    for noise in noises:
+        if noise.ratio.verdict != "no detectable difference":
+            console.print(f"{noise.regime}: the file was told apart from itself: do not trust verdicts made here now")
+    console.print("spread: of the ratio, between processes; smallest difference: one that is found 9 times of 10")
     for note in comparison.notes:
         console.print(f"note: {note}")
 
 
 _INTERVAL = "  95% interval"
+_LAST_OF_TIME = "p99.9, ms"
 _NAMES = (
     "median, ms",
     _INTERVAL,
     "p90, ms",
     "p99, ms",
+    "p99.9, ms",
     "load, ms",
     "first run, ms",
     "peak memory, MB",
@@ -139,6 +186,7 @@ def _cells(one: Profile) -> tuple[str, ...]:
         f"{latency.low_ms:.4g} – {latency.high_ms:.4g}",
         "too few runs" if latency.p90_ms is None else f"{latency.p90_ms:.4g}",
         "too few runs" if latency.p99_ms is None else f"{latency.p99_ms:.4g}",
+        "too few runs" if latency.p999_ms is None else f"{latency.p999_ms:.4g}",
         f"{latency.load_ms:.3g}",
         f"{latency.first_ms:.3g}",
         f"{one.peak_memory_mb:.1f}",
@@ -147,6 +195,14 @@ def _cells(one: Profile) -> tuple[str, ...]:
         "unknown" if one.macs is None else f"{one.macs / 1e3:,.1f}",
         f"{latency.n:,}, {latency.processes}",
     )
+
+
+def _cold(one: Profile) -> tuple[str, str]:
+    """The figure of the cold runs and its interval: of the mean where the file's work depends on its input."""
+    if one.cold is None:
+        return "", ""
+    value, low, high = one.cold.figure()
+    return f"{value:.4g}" + (" (mean)" if one.cold.mean_ms is not None else ""), f"{low:.4g} – {high:.4g}"
 
 
 def _means(one: Profile) -> tuple[str, str]:
@@ -168,11 +224,14 @@ def _verdict(comparison: Comparison) -> str:
         if latency.mean_ms is not None:
             return f"{comparison.candidate.path.name}: {latency.mean_ms:.4g} ms, the mean over its inputs{stopped}"
         return f"{comparison.candidate.path.name}: {latency.median_ms:.4g} ms{stopped}"
-    candidate, other = comparison.candidate.path.name, baseline.path.name
+    return _judged(ratio, comparison.candidate.path.name, baseline.path.name) + stopped
+
+
+def _judged(ratio: Ratio, candidate: str, other: str) -> str:
     if ratio.verdict == "no detectable difference":
         found = f"no detectable difference between {candidate} and {other}"
-        return f"{found} (times {ratio.ratio:.3f} [{ratio.low:.3f}, {ratio.high:.3f}]){stopped}"
+        return f"{found} (times {ratio.ratio:.3f} [{ratio.low:.3f}, {ratio.high:.3f}])"
     times, low, high = ratio.ratio, ratio.low, ratio.high
     if ratio.verdict == "slower":
         times, low, high = 1 / ratio.ratio, 1 / ratio.high, 1 / ratio.low
-    return f"{candidate} is {ratio.verdict} than {other}, {times:.3g} times [{low:.3g}, {high:.3g}]{stopped}"
+    return f"{candidate} is {ratio.verdict} than {other}, {times:.3g} times [{low:.3g}, {high:.3g}]"

@@ -37,15 +37,16 @@ def show(report: Report, out: Path) -> None:
         "drop, points", "", f"{report.drop.points:.2f}", f"{report.drop.low:.2f} – {report.drop.high:.2f}{p_value}"
     )
     of = student.latency
-    value, low, high = of.median_ms, of.low_ms, of.high_ms
-    if of.mean_ms is not None and of.mean_low_ms is not None and of.mean_high_ms is not None:
-        value, low, high = of.mean_ms, of.mean_low_ms, of.mean_high_ms  # it takes another time for each input
+    value, low, high = of.figure()
     table.add_row(
         ("latency, ms" if of.mean_ms is None else "mean latency, ms") + (", emulated" if of.emulated else ""),
         f"{teacher.latency.median_ms:.4f}",
         f"{value:.4f}",
         f"{low:.4f} – {high:.4f}",
     )
+    if teacher.cold is not None and student.cold is not None:
+        value, low, high = student.cold.figure()
+        table.add_row("  cold", f"{teacher.cold.figure()[0]:.4f}", f"{value:.4f}", f"{low:.4f} – {high:.4f}")
     emulated = ", emulated" if of.emulated else ""
     table.add_row(
         f"speed-up{emulated}",
@@ -53,6 +54,9 @@ def show(report: Report, out: Path) -> None:
         f"{report.speedup.ratio:.2f}x",
         f"{report.speedup.low:.2f}x – {report.speedup.high:.2f}x",
     )
+    if report.cold_speedup is not None:
+        times = report.cold_speedup
+        table.add_row("  cold", "", f"{times.ratio:.2f}x", f"{times.low:.2f}x – {times.high:.2f}x")
     for name, size in _SIZES.items():
         before, after = size(teacher), size(student)
         table.add_row(name, _number(before), _number(after), f"{before / after:.1f}x less" if after else "")

@@ -36,6 +36,7 @@ from targets.runtime import running
 
 STUDENT, TEACHER, REPORT = "student.onnx", "teacher.onnx", "report.json"
 MIX_SAMPLES = 2000
+COLD_SECONDS, COLD_GLANCE_SECONDS = 20.0, 5.0  # where the budget limits cold runs, and where it does not
 STRUCTURE, LOCK = "structure.json", "recipe.lock.yaml"
 STAGED = f"cascade/{PLAN}"
 
@@ -106,6 +107,8 @@ class _Run:
         limits_ms: dict[str, float] = {}
         if self.budget.latency_ms is not None:
             limits_ms["latency_ms"] = self.budget.latency_ms
+        if self.budget.latency_ms_cold is not None:
+            limits_ms["latency_ms@cold"] = self.budget.latency_ms_cold  # nothing is faster cold than hot
         if self.budget.min_speedup is not None:
             limits_ms["min_speedup"] = self.lowering.teacher_cost().latency_ms / self.budget.min_speedup
         if not limits_ms:
@@ -138,7 +141,8 @@ class _Run:
 
     def _measure(self, teacher: Candidate, students: Sequence[Candidate]) -> Measured:
         """All files interleaved with the teacher's; stored, so that the same files are not timed again."""
-        settings = Settings()
+        limited = self.budget.latency_ms_cold is not None
+        settings = Settings(cold_seconds=COLD_SECONDS if limited else COLD_GLANCE_SECONDS)
         parts = {
             "files": [teacher.sha256, *(student.sha256 for student in students)],
             "settings": settings.model_dump(mode="json"),
@@ -188,7 +192,15 @@ class _Run:
     def _judge(self, teacher: Candidate, student: Candidate, measured: Measured, index: int) -> Judged:
         generator = np.random.default_rng(named_seed(self.inputs.recipe.seed, "drop", student.label))
         drop = stats.paired_drop(teacher.scores, student.scores, generator)
-        return Judged(student, measured.candidates[index], measured.ratio(index), drop, measured.samples_ms(index))
+        return Judged(
+            student,
+            measured.candidates[index],
+            measured.ratio(index),
+            drop,
+            measured.samples_ms(index),
+            measured.cold_ratio(index),
+            measured.cold_samples_ms(index),
+        )
 
     def _report(
         self,
@@ -234,6 +246,7 @@ class _Run:
             budget=verdicts,
             met=all(v.met for v in verdicts) and proven(judged[chosen]),
             speedup=ratio,
+            cold_speedup=judged[chosen].cold_ratio,
             drop=drop,
             routing=on_test,
             ships=STAGED if is_cascade(shipped.file.path) else _device_file(shipped),
@@ -256,6 +269,7 @@ class _Run:
             seconds=step.seconds,
             student=self._model("validation", candidate.scores, candidate.metrics, judged.profile, candidate.sha256),
             speedup=judged.ratio,
+            cold_speedup=judged.cold_ratio,
             drop=Drop(**judged.drop._asdict()),
             parity=candidate.parity,
             budget=tuple(limits(self.budget, judged, judged.drop.points, minutes)),
@@ -273,6 +287,7 @@ class _Run:
             metric=Metric(name=self.inputs.task.metric, points=interval.value, low=interval.low, high=interval.high),
             metrics=metrics,
             latency=profile.latency,
+            cold=profile.cold,
             size_mb=profile.size_mb,
             parameters=known(profile.parameters),
             macs=known(profile.macs),

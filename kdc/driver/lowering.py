@@ -74,9 +74,10 @@ class _Priced:
     macs: int
     size_mb: float
 
-    def cost(self, latency_ms: float, peak_memory_mb: float | None = None) -> Cost:
+    def cost(self, latency_ms: float, peak_memory_mb: float | None = None, cold_ms: float | None = None) -> Cost:
         return Cost(
             latency_ms=latency_ms,
+            cold_ms=cold_ms,
             size_mb=self.size_mb,
             macs=self.macs,
             parameters=self.parameters,
@@ -137,13 +138,14 @@ class Lowering:
                 files = [priced.file for own in forms if isinstance(own, list) for priced in own]
                 times_ms = dict(zip(files, self._beside_teacher(files), strict=True))
                 peaks_mb = dict(zip(files, self._peaks(files), strict=True))
+                cold_ms = dict(zip(files, self._cold(files), strict=True))
                 found: list[Cost | KdcError] = []
                 for own in forms:
                     if isinstance(own, KdcError):
                         found.append(own)
                         continue
                     best = min(
-                        (one.cost(times_ms[one.file], peaks_mb[one.file]) for one in own),
+                        (one.cost(times_ms[one.file], peaks_mb[one.file], cold_ms[one.file]) for one in own),
                         key=lambda cost: cost.latency_ms,
                     )
                     self.steps.emit(Note(f"a student of {best.macs / 1e6:.2f} MMACs takes {best.latency_ms:.4f} ms"))
@@ -218,6 +220,21 @@ class Lowering:
                 [*some, self.teacher.file], self.inputs.device, self.samples(), seconds
             )
             found += [ms / beside_ms * self.teacher_cost().latency_ms for ms in own_ms]
+        return found
+
+    def _cold(self, files: Sequence[DeviceFile]) -> Sequence[float | None]:
+        """Each file's latency of cold runs in ms, where the budget limits it.
+
+        A limit is in milliseconds and the teacher is no part of it: the files are timed by themselves.
+        """
+        if self.inputs.recipe.budget.latency_ms_cold is None:
+            return [None] * len(files)
+        found: list[float] = []
+        for start in range(0, len(files), TOGETHER):
+            some = files[start : start + TOGETHER]
+            found += quick_latencies(
+                some, self.inputs.device, self.samples(), FORECAST_SECONDS / len(some) ** 0.5, cold=True
+            )
         return found
 
     def _peaks(self, files: Sequence[DeviceFile]) -> Sequence[float | None]:

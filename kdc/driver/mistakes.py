@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any, NoReturn, get_args
 
 from pydantic import BaseModel, ValidationError
+from pydantic.fields import FieldInfo
 
 from kdc.core.errors import RecipeError
 from kdc.driver.document import Key
@@ -131,18 +132,23 @@ def _model_at(annotation: Any, keys: Sequence[Key]) -> type[BaseModel] | None:
     names = [key for key in keys if isinstance(key, str)]
     if model is None or not names:
         return model
-    field = model.model_fields.get(names[0])
+    field = _by_key(model).get(names[0])
     return None if field is None else _model_at(field.annotation, names[1:])
 
 
 def _fields(model: type[BaseModel], keys: Sequence[Key]) -> Iterable[str]:
     found = _model_at(model, keys)
-    return () if found is None else found.model_fields
+    return () if found is None else _by_key(found)
+
+
+def _by_key(model: type[BaseModel]) -> dict[str, FieldInfo]:
+    """A model's fields by their keys in a recipe, which may hold signs that no name in Python does."""
+    return {field.alias or name: field for name, field in model.model_fields.items()}
 
 
 def _description(model: type[BaseModel], keys: Sequence[Key]) -> str | None:
     parent = _model_at(model, keys[:-1]) if keys else None
-    field = parent.model_fields.get(str(keys[-1])) if parent is not None else None
+    field = _by_key(parent).get(str(keys[-1])) if parent is not None else None
     return None if field is None else field.description
 
 

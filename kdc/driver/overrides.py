@@ -20,6 +20,7 @@ FLAGS = {
     "data.load": "--data",
     "target": "--target",
     "budget.latency_ms": "--max-latency",
+    "budget.latency_ms@cold": "--max-latency",
     "budget.min_speedup": "--min-speedup",
     "budget.max_drop": "--max-drop",
     "budget.size_mb": "--max-size",
@@ -121,6 +122,24 @@ def parse_latency(text: str | float) -> float:
     Raises: RecipeError, with examples.
     """
     return _quantity(text, _TIMES_MS, "a time", "0.4ms, 400us or 0.0004s", "ms")
+
+
+def parse_latencies(texts: Sequence[str]) -> dict[str, float]:
+    """`0.3ms` or `0.3ms@hot`, and `0.4ms@cold`, as the budget's keys and milliseconds; the last of equal ones holds.
+
+    Raises: RecipeError, with examples.
+    """
+    found: dict[str, float] = {}
+    for text in texts:
+        time, at, regime = text.partition("@")
+        key = "latency_ms@cold" if regime.strip() == "cold" else "latency_ms"
+        if at and regime.strip() not in ("hot", "cold"):
+            raise RecipeError(
+                f"found {text!r}: expected a time of hot or of cold runs, like 0.4ms, 0.4ms@hot or 0.4ms@cold",
+                do=f"write {time}@cold for runs that find the caches swept, or {time} for runs back to back",
+            )
+        found[key] = parse_latency(time)
+    return found
 
 
 def parse_size(text: str | float) -> float:

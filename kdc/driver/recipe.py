@@ -20,9 +20,9 @@ from kdc.core.spec import TensorSpec
 from kdc.driver import document
 from kdc.driver.document import Key
 from kdc.driver.mistakes import Mistake, explain, misread, raise_all, unknown
-from kdc.driver.overrides import Override, overrides_of, parse_latency, parse_size, put
+from kdc.driver.overrides import Override, overrides_of, parse_latencies, parse_latency, parse_size, put
 
-__all__ = ["Recipe", "load_recipe", "lock_text", "parse_latency", "parse_size", "schema"]
+__all__ = ["Recipe", "load_recipe", "lock_text", "parse_latencies", "parse_latency", "parse_size", "schema"]
 
 AnyPass = Pass[Any]
 KnownPasses = Mapping[str, type[AnyPass]]
@@ -105,7 +105,7 @@ def load_recipe(
     except ValidationError as error:
         mistakes += explain(error, Recipe, (), plain)
     else:
-        mistakes += misread(plain.get("budget", {}), recipe.budget.model_dump(), ("budget",))
+        mistakes += misread(plain.get("budget", {}), recipe.budget.model_dump(by_alias=True), ("budget",))
         mistakes += misread(plain.get("seed"), recipe.seed, ("seed",))
     if recipe is None or mistakes:
         raise_all(mistakes, where)
@@ -114,7 +114,7 @@ def load_recipe(
 
 def lock_text(recipe: Recipe) -> str:
     """The recipe with nothing left to defaults, as the YAML text that loads again to an equal recipe."""
-    plain = _settled(recipe, "passes").model_dump(exclude={"passes"})
+    plain = _settled(recipe, "passes").model_dump(exclude={"passes"}, by_alias=True)
     plain["teacher"]["weights"] = None if recipe.teacher.weights is None else str(recipe.teacher.weights)
     if recipe.passes is not None:
         plain["passes"] = [{settings.kind: _settled(settings).model_dump(mode="json")} for settings in recipe.passes]
@@ -149,7 +149,7 @@ def schema(known_passes: KnownPasses) -> dict[str, Any]:
 
 def _settled(model: BaseModel, *left_out: str) -> BaseModel:
     """The model as it is read back: a default that its class wrote as 50 becomes the 50.0 that its field holds."""
-    return type(model).model_validate(model.model_dump(exclude=set(left_out)))
+    return type(model).model_validate(model.model_dump(exclude=set(left_out), by_alias=True))
 
 
 def _expand(plain: dict[str, Any]) -> None:

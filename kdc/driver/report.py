@@ -9,7 +9,7 @@ from pydantic import BaseModel, Field
 from kdc.core.budget import Verdict
 from targets.measure import Latency, Ratio
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 
 
 class Metric(BaseModel, frozen=True, extra="forbid"):
@@ -37,6 +37,7 @@ class ModelRow(BaseModel, frozen=True, extra="forbid"):
     metric: Metric
     metrics: dict[str, float]
     latency: Latency
+    cold: Latency | None = Field(default=None, description="of runs that each found the caches swept")
     size_mb: float
     parameters: int
     macs: int
@@ -93,6 +94,7 @@ class StepRow(BaseModel, frozen=True, extra="forbid"):
     seconds: float
     student: ModelRow
     speedup: Ratio
+    cold_speedup: Ratio | None = Field(default=None, description="of cold runs, teacher's and student's")
     drop: Drop
     parity: float
     budget: tuple[Verdict, ...]
@@ -113,6 +115,7 @@ class Report(BaseModel, frozen=True, extra="forbid"):
     budget: tuple[Verdict, ...]
     met: bool
     speedup: Ratio
+    cold_speedup: Ratio | None = Field(default=None, description="of cold runs, teacher's and student's")
     drop: Drop
     routing: Routing | None = Field(description="of the student that ships, where it has early exits; test split")
     ships: str = Field(description="the file that the target's runtime loads, in the run's folder")

@@ -9,7 +9,7 @@ from kdc.core.budget import Budget, Verdict
 from kdc.core.errors import TargetError
 from kdc.driver.lowering import Candidate
 from kdc.numerics.stats import Drop, percentile
-from targets.measure import Profile, Ratio
+from targets.measure import Latency, Profile, Ratio
 
 
 @dataclass(frozen=True)
@@ -21,14 +21,16 @@ class Judged:
     ratio: Ratio
     drop: Drop
     samples_ms: Sequence[float]
+    cold_ratio: Ratio | None = None
+    cold_samples_ms: Sequence[float] = ()
 
 
 def limits(budget: Budget, judged: Judged, drop_points: float, minutes: float) -> list[Verdict]:
     """Every limit of the budget beside what was measured.
 
-    The median latency is held by the upper end of its 95% interval and the speed-up by the lower end of its own, so that
-    a limit that is met is met beyond the noise. What was measured on an emulated processor, times and the process's
-    memory, meets no limit.
+    The median latency, hot and cold each, is held by the upper end of its 95% interval and the speed-up by the lower end
+    of its own, so that a limit that is met is met beyond the noise. What was measured on an emulated processor, times and
+    the process's memory, meets no limit.
     """
     verdicts: list[Verdict] = []
     emulated = judged.profile.latency.emulated
@@ -41,7 +43,12 @@ def limits(budget: Budget, judged: Judged, drop_points: float, minutes: float) -
             hold(name, limit, value, value <= limit, of_emulator)
 
     if budget.latency_ms is not None:
-        at_most("latency_ms", budget.latency_ms, _latency(budget, judged), emulated)
+        at_most("latency_ms", budget.latency_ms, _latency(budget, judged.profile.latency, judged.samples_ms), emulated)
+    if budget.latency_ms_cold is not None:
+        if judged.profile.cold is None:
+            raise ValueError("the budget limits the cold latency, and no cold runs were measured")
+        cold_ms = _latency(budget, judged.profile.cold, judged.cold_samples_ms)
+        at_most("latency_ms@cold", budget.latency_ms_cold, cold_ms, emulated)
     if budget.min_speedup is not None:
         low = judged.ratio.low
         hold("min_speedup", budget.min_speedup, low, low >= budget.min_speedup, emulated)
@@ -103,15 +110,14 @@ def proven(judged: Judged) -> bool:
 NO_DIFFERENCE = "no detectable difference"
 
 
-def _latency(budget: Budget, judged: Judged) -> float:
-    latency = judged.profile.latency
+def _latency(budget: Budget, latency: Latency, samples_ms: Sequence[float]) -> float:
     if budget.percentile == 50:
         # A model that skips work has no typical run: its mean over the inputs is held.
         return latency.high_ms if latency.mean_high_ms is None else latency.mean_high_ms
-    value = percentile(judged.samples_ms, budget.percentile / 100)
+    value = percentile(samples_ms, budget.percentile / 100)
     if value is None:
         raise TargetError(
-            f"budget.percentile {budget.percentile:g} needs more samples than the {len(judged.samples_ms)} measured",
+            f"budget.percentile {budget.percentile:g} needs more samples than the {len(samples_ms)} measured",
             do="limit a lower percentile",
         )
     return value

@@ -72,7 +72,7 @@ class Prune(Pass[Kept]):
 
     def measures(self, budget: Budget) -> bool:
         """Whether the level is chosen by forecasts on the target."""
-        limits = (budget.latency_ms, budget.min_speedup, budget.size_mb, budget.macs)
+        limits = (budget.latency_ms, budget.latency_ms_cold, budget.min_speedup, budget.size_mb, budget.macs)
         return self.keep_macs is None and any(limit is not None for limit in limits)
 
     def decide(self, artifact: Any, context: Context) -> Kept:

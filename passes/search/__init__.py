@@ -95,14 +95,15 @@ class Search(Pass[Structure]):
 
     def measures(self, budget: Budget) -> bool:
         """Whether candidates are timed on the target."""
-        limits = (budget.latency_ms, budget.min_speedup, budget.size_mb, budget.peak_memory_mb)
+        limits = (budget.latency_ms, budget.latency_ms_cold, budget.min_speedup, budget.size_mb, budget.peak_memory_mb)
         return self.student is None and any(limit is not None for limit in limits)
 
     def reads(self, budget: Budget) -> tuple[str, ...]:
         """What a candidate may cost."""
         if self.student is not None:
             return ()
-        return ("latency_ms", "min_speedup", "size_mb", "macs", "peak_memory_mb")
+        cold = () if budget.latency_ms_cold is None else ("latency_ms_cold",)
+        return ("latency_ms", *cold, "min_speedup", "size_mb", "macs", "peak_memory_mb")
 
     def code(self) -> tuple[str, ...]:
         """The callables of the user's own spaces."""

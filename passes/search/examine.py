@@ -75,6 +75,8 @@ class Examiner:
         if floor.cost is not None:
             if floor.cost.peak_memory_mb is not None:
                 costs.append(f"{floor.cost.peak_memory_mb:.3g} MB of memory")
+            if floor.cost.cold_ms is not None:
+                costs.append(f"{floor.cost.cold_ms:.4g} ms cold")
             costs += [f"{floor.cost.latency_ms:.4g} ms", f"{floor.cost.size_mb:.3g} MB"]
         raise BudgetError(
             f"{self.context.step}: no student of these spaces meets the budget ({self._limits()}): the smallest, "
@@ -164,6 +166,8 @@ class Examiner:
         told: list[str] = []
         if budget.latency_ms is not None:
             told.append(f"latency_ms {budget.latency_ms:g}")
+        if budget.latency_ms_cold is not None:
+            told.append(f"latency_ms@cold {budget.latency_ms_cold:g}")
         if budget.min_speedup is not None:
             limit_ms = self.context.teacher_cost().latency_ms / budget.min_speedup
             told.append(f"min_speedup {budget.min_speedup:g}, which is {limit_ms:.4g} ms")

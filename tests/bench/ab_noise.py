@@ -1,16 +1,23 @@
-"""The profiler's own test: a file against itself, and against a copy with one more layer that costs about 10%.
+"""The profiler's own test: a file against itself, and against a copy that truly takes 5% longer.
 
-    python tests/bench/ab_noise.py --times 40 --seconds 20
+    python tests/bench/ab_noise.py --aa 200 --slower 50 --busy 50
 
-Prints how often each verdict was given ("none": no detectable difference), the range of the ratios, the median
-half-width of their intervals, and how many reached the wanted precision in time. A file against itself should be told
-apart at most 4 times of 40, and the copy found slower at least 9 times of 10.
+`--aa`: A/A runs on the machine as it is; told apart at most 5% of the time. `--slower`: the copy against the file; found
+slower at least 9 times of 10. `--busy`: the copy against the file, and the file against itself, while a busy loop loads
+one core; the verdict is right or "no detectable difference", never wrong. What the copy truly costs is measured first.
+Prints, for each, how often each verdict was given ("none": no detectable difference), the range of the ratios, the median
+half-width of their intervals, how many reached the wanted precision in time, and whether the claim held.
+`--times 2` gives all of them two runs, to see that it works.
 """
 
 import argparse
+import os
+import subprocess
+import sys
 import tempfile
 import time
 from collections import Counter
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -59,8 +66,8 @@ def network(path, extra=0):
 def calibrated(folder, plain, device, cost):
     """The copy whose measured cost is nearest to `cost` times the plain network's, and that cost with its interval."""
     found = []
-    copies = [network(folder / f"extra{width}.onnx", width) for width in (16, 32, 48, 64, 80, 96)]
-    measured = measure(copies, plain, device, settings=Settings(seconds=60))
+    copies = [network(folder / f"extra{width}.onnx", width) for width in (4, 8, 16, 24, 32, 48, 64, 80)]
+    measured = measure(copies, plain, device, settings=Settings(seconds=60, precision=0.003))
     for index, copy in enumerate(copies):
         ratio = measured.ratio(index)
         found.append((abs(1 / ratio.ratio - cost), copy, ratio))
@@ -68,38 +75,69 @@ def calibrated(folder, plain, device, cost):
     return copy, ratio, measured
 
 
+@contextmanager
+def busy_loop(core):
+    """Load a core with a loop that never waits, in a process of its own."""
+    code = f"import os\nos.sched_setaffinity(0, {{{core}}})\nwhile True: pass"
+    process = subprocess.Popen([sys.executable, "-c", code])
+    try:
+        yield
+    finally:
+        process.kill()
+        process.wait()
+
+
+def trials(candidate, plain, device, settings, times):
+    """Verdicts of as many comparisons, each with a seed of its own, and the row that tells them."""
+    ratios, reached, start = [], Counter(), time.monotonic()
+    for seed in range(times):
+        one = measure([candidate], plain, device, settings=settings, seed=seed)
+        ratios.append(one.ratio(0))
+        reached[one.reached] += 1
+    verdicts = Counter(one.verdict for one in ratios)
+    widths = [100 * np.log(one.high / one.low) / 2 for one in ratios]
+    return verdicts, (
+        str(times),
+        *(str(verdicts[verdict]) for verdict in ("faster", "slower", "no detectable difference")),
+        f"{min(r.ratio for r in ratios):.3f}–{max(r.ratio for r in ratios):.3f}",
+        f"{np.median(widths):.2f}",
+        f"{(time.monotonic() - start) / times:.1f}",
+        f"{reached['precision']}/{times}",
+    )
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--times", type=int, default=40)
+    parser.add_argument("--aa", type=int, default=40, help="A/A runs")
+    parser.add_argument("--slower", type=int, default=40, help="runs of the slower copy")
+    parser.add_argument("--busy", type=int, default=0, help="runs of each pair beside a busy loop")
+    parser.add_argument("--times", type=int, help="runs of each kind, in place of the three numbers")
     parser.add_argument("--seconds", type=float, default=20.0, help="the most that one comparison takes")
+    parser.add_argument("--cost", type=float, default=1.05, help="of the slower copy, times the file's")
     arguments = parser.parse_args()
+    if arguments.times is not None:
+        arguments.aa = arguments.slower = arguments.busy = arguments.times
     console, settings = Console(highlight=False), Settings(seconds=arguments.seconds)
     device = load_device("cpu-ort")
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         plain = network(folder / "plain.onnx")
-        copy, ratio, calibration = calibrated(folder, plain, device, 1.10)
+        copy, ratio, calibration = calibrated(folder, plain, device, arguments.cost)
         low, middle, high = (100 / end - 100 for end in (ratio.high, ratio.ratio, ratio.low))
         console.print(f"plain: {calibration.baseline.latency.median_ms:.4f} ms; {'; '.join(calibration.notes)}")
         console.print(f"extra layer: {copy.path.stem}, costs {middle:.1f}% [{low:.1f}, {high:.1f}]")
-        table = Table("pair", "times", "faster", "slower", "none", "ratios", "± %", "s each", "precise", box=None)
-        for pair, candidate in (("A/A", plain), ("+ layer", copy)):
-            ratios, reached, start = [], Counter(), time.monotonic()
-            for seed in range(arguments.times):
-                one = measure([candidate], plain, device, settings=settings, seed=seed)
-                ratios.append(one.ratio(0))
-                reached[one.reached] += 1
-            verdicts = Counter(one.verdict for one in ratios)
-            widths = [100 * np.log(one.high / one.low) / 2 for one in ratios]
-            table.add_row(
-                pair,
-                str(arguments.times),
-                *(str(verdicts[verdict]) for verdict in ("faster", "slower", "no detectable difference")),
-                f"{min(r.ratio for r in ratios):.3f}–{max(r.ratio for r in ratios):.3f}",
-                f"{np.median(widths):.2f}",
-                f"{(time.monotonic() - start) / arguments.times:.1f}",
-                f"{reached['precision']}/{arguments.times}",
-            )
+        table = Table("pair", "times", "faster", "slower", "none", "ratios", "± %", "s each", "precise", "", box=None)
+
+        def told(pair, candidate, times, held):
+            if times:
+                verdicts, row = trials(candidate, plain, device, settings, times)
+                table.add_row(pair, *row, "holds" if held(verdicts) else "FAILS")
+
+        told("A/A", plain, arguments.aa, lambda v: v["faster"] + v["slower"] <= 0.05 * v.total())
+        told("+ layer", copy, arguments.slower, lambda v: v["slower"] >= 0.9 * v.total())
+        with busy_loop(max(os.sched_getaffinity(0))):
+            told("A/A, busy", plain, arguments.busy, lambda v: v["faster"] + v["slower"] == 0)
+            told("+ layer, busy", copy, arguments.busy, lambda v: v["faster"] == 0)
         console.print(table)
 
 

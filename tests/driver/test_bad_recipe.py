@@ -6,7 +6,7 @@ import pytest
 from recipe_toys import GOOD, KNOWN, refused, told
 
 from kdc.core.errors import RecipeError
-from kdc.driver.overrides import parse_latency, parse_size
+from kdc.driver.overrides import parse_latencies, parse_latency, parse_size
 from kdc.driver.recipe import load_recipe
 
 # what is refused: the text
@@ -108,6 +108,9 @@ def test_a_missing_teacher_without_a_file_names_its_flag():
         ("budget:\n  size_mb: .inf\n", 4, "budget.size_mb is inf", "a finite number"),
         ("budget:\n  size_mb: .nan\n", 4, "budget.size_mb is nan", "a number greater than 0"),
         ("budget:\n\n  latency_ms: 0\n", 5, "budget.latency_ms is 0", "a number greater than 0"),
+        ("budget:\n  macs: 1\n  latency_ms@cold: fast\n", 5, "budget.latency_ms@cold is 'fast'", "a valid number"),
+        ("budget:\n  latency_ms@cold: true\n", 4, "budget.latency_ms@cold is true", "a finite number"),
+        ("budget:\n  latency_ms@clod: 1\n", 4, "unknown key 'latency_ms@clod'", "latency_ms@cold"),
         ("budget: {macs: -1e6}\n", 3, "budget.macs is -1000000.0", "a number greater than 0"),
         ("budget: {max_drop: -1}\n", 3, "budget.max_drop is -1", "a number greater than or equal to 0"),
         ("budget: {percentile: 100}\n", 3, "budget.percentile is 100", "a number less than 100"),
@@ -216,6 +219,13 @@ def test_a_latency_that_is_none_is_refused_with_examples(text: str):
     with pytest.raises(RecipeError, match=r"expected a time.*0\.4ms, 400us or 0\.0004s") as caught:
         parse_latency(text)
     told(str(caught.value), repr(text), "→")
+
+
+@pytest.mark.parametrize("text", ["1ms@warm", "1ms@", "1ms@ hot cold"])
+def test_a_latency_of_an_unknown_regime_is_refused_with_examples(text: str):
+    with pytest.raises(RecipeError, match=r"expected a time of hot or of cold runs, like .*0\.4ms@cold") as caught:
+        parse_latencies([text])
+    told(str(caught.value), repr(text), "write 1ms@cold")
 
 
 @pytest.mark.parametrize(("text", "do"), [("8mbit", "8"), ("3 apples", "3MB"), ("4k", "4kb")])

@@ -10,7 +10,7 @@ import pytest
 from recipe_toys import GOOD, KNOWN, Polish, Schedule, Trim, load, told
 
 from kdc.driver import document
-from kdc.driver.overrides import parse_latency, parse_size
+from kdc.driver.overrides import parse_latencies, parse_latency, parse_size
 from kdc.driver.recipe import load_recipe, lock_text, schema
 
 # what is read
@@ -40,6 +40,17 @@ def test_everything_that_a_recipe_can_say_is_read(folder: Path):
     assert (recipe.data.load, recipe.data.arguments) == ("some.package:load", {"n": 5})
     assert (recipe.budget.macs, recipe.budget.max_drop) == (1_000_000, 1)
     assert recipe.passes == (Trim(keep_macs=0.1, schedule=Schedule(epochs=9)), Polish(), Trim())
+
+
+def test_a_limit_of_cold_runs_has_a_key_of_its_own_that_the_lock_keeps(folder: Path):
+    recipe = load(folder, GOOD + "budget: {latency_ms: 0.3, latency_ms@cold: 0.4}\n")
+    assert (recipe.budget.latency_ms, recipe.budget.latency_ms_cold) == (0.3, 0.4)
+    assert "latency_ms@cold: 0.4" in lock_text(recipe)
+    assert load(folder, lock_text(recipe)) == recipe
+    flags = {f"budget.{key}": value for key, value in parse_latencies(["500us@hot", "0.2ms@cold"]).items()}
+    over = load_recipe(folder / "recipe.yaml", flags, ["budget.latency_ms@cold=0.25"], KNOWN)
+    assert (over.budget.latency_ms, over.budget.latency_ms_cold) == (0.5, 0.25)
+    assert "latency_ms@cold" in schema(KNOWN)["$defs"]["Budget"]["properties"]
 
 
 def test_numbers_follow_yaml_1_2_and_words_stay_words():

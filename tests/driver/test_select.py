@@ -4,7 +4,8 @@ from dataclasses import dataclass, replace
 
 import pytest
 
-from kdc.core.budget import Budget
+from kdc.core.budget import Budget, Cost, within
+from kdc.core.errors import TargetError
 from kdc.driver.select import Judged, excess, limits, select
 from kdc.numerics.stats import Drop
 from targets.measure import Latency, Profile, Ratio
@@ -71,6 +72,44 @@ def test_the_speed_up_is_held_by_the_lower_end_of_its_interval():
 def test_the_latency_is_held_by_the_upper_end_of_its_interval():
     (verdict,) = (v for v in limits(Budget(latency_ms=1.0), judged(1.0, 0), 0, 1) if v.name == "latency_ms")
     assert not verdict.met
+
+
+def test_a_cold_limit_is_held_by_the_cold_interval_alone():
+    budget = Budget.model_validate({"latency_ms@cold": 2.0, "max_drop": None})
+    hot = judged(1.0, 0)
+    slow_hot = judged(0.1, 0)  # 10 ms
+
+    def with_cold(one: Judged, high_ms: float) -> Judged:
+        cold = one.profile.latency.model_copy(update={"median_ms": 1.9, "high_ms": high_ms})
+        return replace(one, profile=one.profile.model_copy(update={"cold": cold}))
+
+    for one in (hot, slow_hot):
+        (met,) = limits(budget, with_cold(one, 1.99), 0, 1)
+        assert (met.name, met.limit, met.value, met.met) == ("latency_ms@cold", 2.0, 1.99, True)
+        (missed,) = limits(budget, with_cold(one, 2.01), 0, 1)
+        assert not missed.met
+    (verdict,) = limits(Budget(latency_ms=2.0, max_drop=None), with_cold(hot, 99), 0, 1)
+    assert (verdict.name, verdict.met) == ("latency_ms", True)
+    with pytest.raises(ValueError, match="no cold runs"):
+        limits(budget, hot, 0, 1)
+
+
+def test_a_forecast_is_held_to_the_cold_limit_with_its_headroom():
+    budget = Budget.model_validate({"latency_ms@cold": 2.0})
+    cost = Cost(latency_ms=99, size_mb=1, macs=1, parameters=1, cold_ms=1.7)
+    assert within(cost, budget, lambda: cost, headroom=0.1)
+    assert not within(cost, budget, lambda: cost, headroom=0.2)
+
+
+def test_a_percentile_of_cold_runs_takes_as_many_as_of_hot_ones():
+    budget = Budget.model_validate({"latency_ms@cold": 2.0, "percentile": 90, "max_drop": None})
+    one = judged(1.0, 0)
+    one = replace(one, profile=one.profile.model_copy(update={"cold": one.profile.latency}))
+    samples = [1.0] * 89 + [3.0] * 11
+    (verdict,) = limits(budget, replace(one, cold_samples_ms=samples), 0, 1)
+    assert (verdict.value, verdict.met) == (3.0, False)
+    with pytest.raises(TargetError, match="more samples than the 99 measured"):
+        limits(budget, replace(one, samples_ms=samples, cold_samples_ms=samples[1:]), 0, 1)
 
 
 def test_the_excess_is_the_share_by_which_a_limit_is_missed():

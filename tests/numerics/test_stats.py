@@ -20,6 +20,7 @@ from kdc.numerics.stats import (
     paired_log_ratios,
     percentile,
     ratio_interval,
+    smallest_difference,
     student_t_quantile,
 )
 
@@ -35,6 +36,8 @@ def test_a_percentile_needs_ten_samples_beyond_it():
     assert percentile(np.arange(100), 0.9) == pytest.approx(89.1)
     assert percentile(np.arange(999), 0.99) is None
     assert percentile(np.arange(1000), 0.99) == pytest.approx(989.01)
+    assert percentile(np.arange(9999), 0.999) is None
+    assert percentile(np.arange(10000), 0.999) == pytest.approx(9989.001)
 
 
 def coverage(trial, truth_value, trials):
@@ -69,6 +72,49 @@ def test_the_medians_interval_would_miss_the_truth_if_processes_were_one_cluster
         return median_interval([blocks], generator, resamples=100)
 
     assert coverage(trial, 100, 100) < 80
+
+
+def correlated_process(generator, blocks=6, runs=10, memory=0.9):
+    """Runs whose deviation goes on from run to run and from block to block (AR(1)), around a true median of 100."""
+    steps = generator.normal(0, 1, blocks * runs)
+    runs_in_turn = np.empty(blocks * runs)
+    last = generator.normal(0, 1 / math.sqrt(1 - memory**2))
+    for k, step in enumerate(steps):
+        runs_in_turn[k] = last = memory * last + step
+    return 100 + runs_in_turn.reshape(blocks, runs)
+
+
+def test_the_medians_interval_holds_the_truth_though_runs_are_correlated():
+    def trial(generator):
+        clusters = [list(correlated_process(generator)) for _ in range(6)]
+        return median_interval(clusters, generator, resamples=200)
+
+    assert coverage(trial, 100, 150) >= 132
+
+
+def test_an_interval_that_draws_correlated_runs_one_by_one_would_miss_the_truth():
+    def trial(generator):
+        runs = [[run] for _ in range(6) for run in correlated_process(generator).reshape(-1)]
+        return median_interval([runs], generator, resamples=200)
+
+    assert coverage(trial, 100, 100) < 70
+
+
+@pytest.mark.parametrize("processes", [3, 5, 12, 40])
+@pytest.mark.parametrize("power", [0.8, 0.9])
+def test_the_smallest_difference_is_found_as_often_as_it_says(processes, power):
+    """The verdict's true power by the noncentral t distribution, which the formula has no need of."""
+    logs = truth.zscore(np.random.default_rng(0).normal(size=processes), ddof=1) * 0.02
+    difference = smallest_difference(logs, 0.01, power=power)
+    noncentrality = (math.log1p(difference) - math.log1p(0.01)) / (0.02 / math.sqrt(processes))
+    found = truth.nct.sf(truth.t.ppf(0.975, processes - 1), processes - 1, noncentrality)
+    assert found == pytest.approx(power, abs=0.03 if processes > 3 else 0.08)
+
+
+def test_without_any_spread_the_smallest_difference_is_the_one_of_interest():
+    assert smallest_difference([0.004] * 5, 0.01) == pytest.approx(0.01)
+    with pytest.raises(ValueError, match="at least two"):
+        smallest_difference([0.0], 0.01)
 
 
 @pytest.mark.parametrize("processes", [3, 5, 10])

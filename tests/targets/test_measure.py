@@ -1,5 +1,6 @@
 """Measuring: the verdict's arithmetic on made samples, and real runs whose times are not judged."""
 
+import dataclasses
 import hashlib
 import subprocess
 import sys
@@ -13,11 +14,15 @@ from kdc.core.errors import TargetError
 from kdc.core.observe import Progress
 from kdc.core.spec import DeviceFile
 from kdc.numerics.stats import ratio_interval
+from targets import site
+from targets.fresh import run_fresh
 from targets.job import Done, FileTiming, Job, device_of, fields_of
-from targets.machine import Load, environment, peak_bytes
+from targets.machine import Load, Watch, peak_bytes
 from targets.measure import Measured, Settings, compare, judge, measure, quick_latencies
 from targets.proc import resident_bytes
 from targets.process import Workplace
+from targets.sweep import sweep_bytes
+from targets.worker import _Subject
 
 SHORT = Settings(seconds=0.5, processes_min=3, processes_max=3, slice_seconds=0.02)
 
@@ -143,6 +148,42 @@ def test_every_sample_is_kept_and_survives_json(device, linear):
     assert older.ratio(0) == measured.ratio(0)
 
 
+def test_cold_runs_are_kept_apart_from_hot_ones(device, linear):
+    small, large = linear("small.onnx", 8, 8)[0], linear("large.onnx", 64, 64)[0]
+    measured = measure([small], large, device, settings=SHORT.model_copy(update={"cold_seconds": 0.1}))
+    assert measured.cold is not None
+    assert measured.cold.processes == 3
+    assert measured.cold.swept_mb == sweep_bytes() / 1e6
+    cold, hot = measured.candidates[0].cold, measured.candidates[0].latency
+    assert cold.n == len(measured.cold_samples_ms(0)) >= 3 * 3 * 5
+    assert cold.median_ms == pytest.approx(np.median(measured.cold_samples_ms(0)))
+    assert hot.n == len(measured.samples_ms(0))
+    assert hot.median_ms == pytest.approx(np.median(measured.samples_ms(0)))
+    baseline_ns, candidate_ns = measured.cold.samples_ns
+    assert measured.cold_ratio(0) == judge(baseline_ns, candidate_ns, 0.01)
+    comparison = measured.comparison(0)
+    assert comparison.cold.samples_ns == (candidate_ns, baseline_ns)
+    assert comparison.cold_ratio == measured.cold_ratio(0)
+    assert Measured.model_validate_json(measured.model_dump_json()) == measured
+
+
+def test_without_cold_runs_nothing_is_said_of_them(device, linear):
+    measured = measure([linear()[0]], linear()[0], device, settings=SHORT)
+    assert (measured.cold, measured.cold_ratio(0), measured.cold_samples_ms(0)) == (None, None, [])
+    assert measured.candidates[0].cold is None
+
+
+def test_every_timed_run_of_a_cold_block_follows_a_sweep():
+    done = []
+    subject = _Subject.__new__(_Subject)
+    subject.batches, subject.run = [["a"], ["b"], ["c"]], lambda batch: done.append(*batch)
+    assert len(subject.block(1, 1, 2, 2, lambda: done.append("sweep"))) == 4
+    assert done == ["b", *["sweep", "b", "sweep", "c"] * 2]
+    done.clear()
+    subject.block(0, 0, 2)
+    assert done == ["a", "b"]
+
+
 def test_one_file_alone_has_no_ratio(device, linear):
     file, _ = linear()
     comparison = compare(file, None, device, settings=SHORT)
@@ -228,6 +269,34 @@ def test_a_process_that_hangs_is_killed_and_reported(device, linear):
         place.run(job(device, linear()[0], limit_seconds=0.05))
 
 
+@pytest.mark.parametrize(
+    ("last_words", "how", "do"),
+    [("exit 3", "exit code 3\noops", "try another version of the runtime"),
+     ("kill -SEGV $$", "signal 11\noops", "try another version of the runtime"),
+     ("kill -KILL $$", "signal 9\noops", "want of memory")],
+)  # fmt: skip
+def test_a_worker_that_crashes_is_told_with_its_files_and_what_to_do(device, linear, tmp_path, last_words, how, do):
+    file, _ = linear()
+    with pytest.raises(TargetError) as caught:
+        run_fresh(job(device, file), tmp_path, ["sh", "-c", f"echo oops >&2; {last_words}"], {})
+    told = str(caught.value)
+    assert all(part in told for part in (str(file.path), how, do))
+
+
+def test_a_runtime_that_hangs_is_killed_in_the_settings_time_and_measuring_goes_on(
+    device, linear, monkeypatch, tmp_path
+):
+    file, _ = linear()
+    hangs = tmp_path / "python"
+    hangs.write_text("#!/bin/sh\nexec sleep 60\n")
+    hangs.chmod(0o755)
+    with monkeypatch.context() as patched:
+        patched.setattr(site.sys, "executable", str(hangs))
+        with pytest.raises(TargetError, match=r"linear\.onnx was not done after 1 s, and was killed[\s\S]*--timeout"):
+            compare(file, None, device, settings=SHORT.model_copy(update={"timeout_seconds": 1.0}))
+    assert compare(file, None, device, settings=SHORT).candidate.latency.n > 0
+
+
 def test_a_worker_ends_with_its_parent():
     """However that came to its end: here it is killed, and can tell nobody."""
     worker = (
@@ -267,8 +336,19 @@ def test_a_users_folder_named_targets_does_not_stand_in_for_ours(device, linear,
 
 
 def test_the_environment_says_what_the_figures_hold_for():
-    found = environment({"runtime": "1.0"})
-    assert {"cpu", "cores", "governor", "load_average", "platform", "python"} <= found.keys()
+    found = Watch(1, {"runtime": "1.0"}).environment()
+    expected = {
+        "cpu",
+        "cores",
+        "governor",
+        "clock_max_mhz",
+        "temperature_c",
+        "load_average",
+        "platform",
+        "python",
+        "flags",
+    }
+    assert expected <= found.keys()
     assert found["runtime"] == "1.0"
     assert found["cpu"]
 
@@ -277,6 +357,15 @@ def test_a_busy_machine_is_noted():
     load = Load()
     load.busy = [80.0, 90.0]
     assert load.notes()[0] == "noisy machine: other work kept the measuring core 85% busy"
+
+
+def test_noise_is_told_once_for_the_whole_time_and_other_flags_of_the_start_stay():
+    watch = Watch(1, {})
+    flags = ("noisy machine: at its start", "the clock's governor is powersave")
+    watch.before = dataclasses.replace(watch.before, flags=flags)
+    watch.load.busy = [90.0]
+    told = [note for note in watch.notes() if "hypervisor" not in note]
+    assert told == [flags[1], "noisy machine: other work kept the measuring core 90% busy"]
 
 
 def test_a_peak_is_at_least_what_is_resident():

@@ -35,6 +35,30 @@ def test_a_profile_is_a_table_of_80_columns_with_a_verdict_in_words(linear):
     assert "difference between" in result.stdout or "er than" in result.stdout
 
 
+def test_hot_and_cold_have_lines_of_their_own(linear):
+    file = linear()[0].path
+    both = run("profile", file, "--against", file, "--seconds", "0.1").stdout
+    assert "cold median, ms" in both
+    assert "\ncold: " in both
+    assert "p99.9, ms" in both
+    assert "cold" not in run("profile", file, "--seconds", "0.1", "--no-cold").stdout
+
+
+def test_the_self_test_is_a_table_of_80_columns_with_a_line_for_each_regime(linear):
+    file = linear("a-rather-long-name-of-a-large-model.onnx")[0].path
+    result = CliRunner(env={"COLUMNS": "80"}).invoke(
+        app, ["profile", str(file), "--self-test", "--seconds", "0.1"], catch_exceptions=False
+    )
+    lines = result.stdout.splitlines()
+    assert max(map(len, lines)) <= 80
+    assert [line.split()[0] for line in lines if line.split()[0] in ("hot", "cold")] == ["hot", "cold"]
+    assert all("%" in line for line in lines if line.split()[0] in ("hot", "cold"))
+    found = json.loads(run("profile", file, "--self-test", "--seconds", "0.1", "--no-cold", "--json").stdout)
+    assert [noise["regime"] for noise in found["self_test"]] == ["hot"]
+    with pytest.raises(TargetError, match="--self-test is of one file"):
+        run("profile", file, "--self-test", "--against", file)
+
+
 def test_json_is_all_that_stdout_holds(linear, tmp_path):
     file, _ = linear()
     np.savez(tmp_path / "x.npz", x=np.zeros((3, 8)))
