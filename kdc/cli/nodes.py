@@ -18,7 +18,8 @@ def print_nodes(profile: NodeProfile) -> None:
     console = Console(highlight=False, markup=False)
     title = f"{profile.path.name} by node, onnxruntime's profiler, {profile.runs} runs apart from the timed ones"
     several = len(profile.providers) > 1
-    table = Table(box=None, pad_edge=False, title=title, title_justify="left")
+    console.print(title)
+    table = Table(box=None, pad_edge=False)
     table.add_column("module, or node", overflow="ellipsis", no_wrap=True, max_width=32)
     table.add_column("operator", overflow="ellipsis", no_wrap=True, max_width=16)
     for name in ("µs", "share", "kMACs"):
