@@ -8,28 +8,39 @@ import numpy as np
 
 from targets.measure import BlocksNs
 from targets.nodes import NodeProfile, NodeTime
-from targets.page.svg import BOTTOM, HEIGHT, TOP, across, axes, drawing, number, path, text, upward
+from targets.page.svg import BOTTOM, HEIGHT, RIGHT, TOP, WIDTH, across, axes, drawing, number, path, text, upward
 from targets.roofline import Peaks
 
 POINTS = 300  # of one curve
+APART = 2.0
 TAIL = 0.99  # of all runs are within the distribution's picture
 SHOWN = 20  # nodes with a bar
 NUMBERED = 5  # of them, also in the roofline
+INSIDE = 6.5  # a dot's radius that holds a number
 
 
 def distribution(files: Sequence[BlocksNs]) -> str:
-    """The share of runs that took at most so long, a curve a file; its median as a dashed line."""
+    """The share of runs that took at most so long, a curve a file; its median as a dashed line.
+
+    In milliseconds; where one file takes more than `APART` times as long as the other, in percent of its own median, for
+    in one scale of time each would be a bare step.
+    """
     runs = [np.sort([ns for process in file for block in process for ns in block]) / 1e6 for file in files]
+    medians = [float(np.median(one)) for one in runs]
+    title = "ms for one run"
+    if max(medians) > APART * min(medians):
+        runs = [100 * (one / middle - 1) for one, middle in zip(runs, medians, strict=True)]
+        medians, title = [0.0] * len(runs), "% over its own median, for one run"
     x = across(min(float(one[0]) for one in runs), max(float(np.quantile(one, TAIL)) for one in runs))
     y = upward(0, 1)
-    parts = [axes(x, y, "ms for one run", "share of runs")]
-    for index, one in enumerate(runs):
+    parts = [axes(x, y, title, "share of runs")]
+    for index, (one, middle) in enumerate(zip(runs, medians, strict=True)):
         shares = np.linspace(0, 1, POINTS)
         times = np.quantile(one, shares, method="inverted_cdf")
         inside = [(x.at(t), y.at(s)) for t, s in zip(times, shares, strict=True) if t <= x.high]
         parts.append(f'<path class="line f{index}" d="{path(inside)}"/>')
-        middle = x.at(float(np.median(one)))
-        ends = f'x1="{middle:.1f}" x2="{middle:.1f}" y1="{TOP}" y2="{HEIGHT - BOTTOM}"'
+        place = x.at(middle)
+        ends = f'x1="{place:.1f}" x2="{place:.1f}" y1="{TOP}" y2="{HEIGHT - BOTTOM}"'
         parts.append(f'<line class="mark f{index}" {ends}/>')
     return drawing("".join(parts), "distribution of the time of a run")
 
@@ -78,17 +89,17 @@ def bars(profile: NodeProfile) -> str:
         held = f" · {node.bound}-bound" if node.bound else ""
         kind = f"b-{node.bound}" if node.bound else "f0"
         rows.append(
-            f'<tr><td class="rank">{rank}</td><td class="node"><span class="cut">{text(name)}</span>'
-            f'<span class="cut small">{text(node.operator)}{held}</span></td>'
+            f'<tr><td class="rank">{rank}</td><td class="node">{text(name)}'
+            f'<span class="small"> {text(node.operator)}{held}</span>'
+            f'<div class="bar {kind}" style="width:{100 * node.share / (longest or 1):.1f}%"></div></td>'
             f'<td class="number">{node.time_us:,.0f} µs</td>'
-            f'<td class="bar"><div class="{kind}" style="width:{100 * node.share / (longest or 1):.1f}%"></div></td>'
             f'<td class="number">{node.share:.1%}</td></tr>'
         )
     rest = nodes[SHOWN:]
     if rest:
         share = sum(node.share for node in rest)
         rows.append(
-            f'<tr><td></td><td class="node">{len(rest)} more nodes</td><td></td><td></td>'
+            f'<tr><td></td><td class="node">{len(rest)} more nodes</td><td></td>'
             f'<td class="number">{share:.1%}</td></tr>'
         )
     return f'<table class="bars">{"".join(rows)}</table>'
@@ -113,6 +124,7 @@ def roofline(profile: NodeProfile) -> str | None:
     if peaks is not None:
         parts.append(_roof(peaks, x.low, x.high, y.low, lambda a, b: (x.at(a), y.at(b))))
     numbered: list[tuple[float, float]] = []
+    numbers: list[str] = []
     for intensity, rate, node in sorted(points, key=lambda point: -point[2].share):
         a, b = x.at(intensity), y.at(rate)
         told = f"{node.module or node.name}: {node.operator}, {node.time_us:,.0f} µs, {number(round(rate, 3))} · 10⁹/s"
@@ -121,11 +133,17 @@ def roofline(profile: NodeProfile) -> str | None:
         parts.append(
             f'<circle class="spot {kind}" cx="{a:.1f}" cy="{b:.1f}" r="{size:.1f}"><title>{text(told)}</title></circle>'
         )
-        # a number only where it hides no other
+        # a number only where it hides no other, and beside a dot that is too small to hold it
         clear = all(abs(a - c) > 14 or abs(b - d) > 14 for c, d in numbered)
         if ranks[node.name] <= NUMBERED and clear:
             numbered.append((a, b))
-            parts.append(f'<text class="in" x="{a:.1f}" y="{b + 4:.1f}" text-anchor="middle">{ranks[node.name]}</text>')
+            kind, at = (
+                ("in", a) if size >= INSIDE else ("by", a + (size + 6 if a < WIDTH - 2 * RIGHT - 10 else -size - 6))
+            )
+            numbers.append(
+                f'<text class="{kind}" x="{at:.1f}" y="{b + 4:.1f}" text-anchor="middle">{ranks[node.name]}</text>'
+            )
+    parts += numbers  # above all dots
     return drawing("".join(parts), "roofline")
 
 

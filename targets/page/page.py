@@ -28,7 +28,8 @@ p { margin: 4px 0; }
 .soft, .small { color: var(--soft); }
 .small { font-size: 0.85rem; }
 .verdict { font-size: 1.1rem; margin: 8px 0 14px; overflow-wrap: anywhere; }
-.cards { display: grid; gap: 14px; grid-template-columns: repeat(auto-fit, minmax(min(100%, 440px), 1fr)); }
+.cards { display: grid; gap: 14px; align-items: start;
+  grid-template-columns: repeat(auto-fit, minmax(min(100%, 440px), 1fr)); }
 section { background: var(--card); border-radius: 8px; padding: 12px; min-width: 0; }
 section.wide { grid-column: 1 / -1; }
 table { border-collapse: collapse; width: 100%; font-variant-numeric: tabular-nums; }
@@ -39,17 +40,19 @@ th { font-weight: 600; overflow-wrap: anywhere; }
 .figures td:first-child, .figures th:first-child { text-align: left; }
 .number { text-align: right; white-space: nowrap; }
 .bars { table-layout: fixed; }
-.bars td { vertical-align: middle; }
+.bars td { vertical-align: top; }
 .bars .rank { width: 2.1em; color: var(--soft); text-align: right; }
-.bars .number { width: 5.2em; padding-left: 0; }
-.bars .bar { width: 28%; }
-.bars .bar div { height: 12px; min-width: 1px; border-radius: 2px; background: var(--f0); }
-.cut { display: block; overflow: hidden; text-overflow: ellipsis; white-space: nowrap; }
+.bars .number { width: 5.4em; padding-left: 0; }
+.bars .number:last-child { width: 4em; }
+.bars .node { overflow-wrap: anywhere; }
+.bars .bar { height: 8px; min-width: 1px; margin: 2px 0; border-radius: 2px; background: var(--f0); }
 .env td { overflow-wrap: anywhere; }
 .env td:first-child { color: var(--soft); width: 38%; }
 svg { display: block; width: 100%; height: auto; max-width: 640px; margin: 0 auto; }
 svg text { font: 12px system-ui, sans-serif; fill: var(--soft); }
+svg text.by { fill: var(--ink); font-weight: 700; font-size: 11px; }
 svg text.in { fill: var(--ground); font-weight: 700; font-size: 11px; pointer-events: none; }
+@media (max-width: 520px) { svg text { font-size: 15px; } h1 { font-size: 1.1rem; } }
 .grid { stroke: var(--line); stroke-width: 1; }
 .line { fill: none; stroke-width: 1.8; stroke-linejoin: round; }
 .mark { stroke-width: 1.2; stroke-dasharray: 4 3; }
@@ -58,9 +61,9 @@ svg text.in { fill: var(--ground); font-weight: 700; font-size: 11px; pointer-ev
 .spot { opacity: 0.85; stroke: var(--card); stroke-width: 1; }
 .line.f0, .mark.f0 { stroke: var(--f0); } .dot.f0, .spot.f0 { fill: var(--f0); }
 .line.f1, .mark.f1 { stroke: var(--f1); } .dot.f1 { fill: var(--f1); }
-.spot.b-compute { fill: var(--compute); } .bars .bar .b-compute { background: var(--compute); }
-.spot.b-memory { fill: var(--memory); } .bars .bar .b-memory { background: var(--memory); }
-.spot.b-overhead { fill: var(--overhead); } .bars .bar .b-overhead { background: var(--overhead); }
+.spot.b-compute { fill: var(--compute); } .bars .b-compute { background: var(--compute); }
+.spot.b-memory { fill: var(--memory); } .bars .b-memory { background: var(--memory); }
+.spot.b-overhead { fill: var(--overhead); } .bars .b-overhead { background: var(--overhead); }
 .legend { display: flex; flex-wrap: wrap; gap: 2px 14px; margin: 0 0 4px; }
 .legend span { overflow-wrap: anywhere; min-width: 0; }
 .key { display: inline-block; width: 0.75em; height: 0.75em; border-radius: 2px; margin-right: 0.4em; }

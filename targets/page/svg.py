@@ -58,13 +58,13 @@ def ticks(scale: Scale, count: int = 5) -> list[float]:
     """Round values within a scale: steps of 1, 2 or 5 times a power of ten; of a logarithmic one, powers of ten."""
     if scale.log:
         first, last = math.ceil(math.log10(scale.low) - 1e-9), math.floor(math.log10(scale.high) + 1e-9)
-        step = max(1, math.ceil((last - first + 1) / (count + 1)))
-        return [10.0**power for power in range(first, last + 1, step)]
+        apart = max(1, math.ceil((last - first + 1) / (count + 1)))
+        return [10.0**power for power in range(first, last + 1, apart)]
     rough = (scale.high - scale.low) / count
     power = 10.0 ** math.floor(math.log10(rough))
     step = next(size * power for size in (1, 2, 5, 10) if size * power >= rough * 0.999)
-    first = math.ceil(scale.low / step - 1e-9)
-    return [index * step for index in range(first, math.floor(scale.high / step + 1e-9) + 1)]
+    begin = math.ceil(scale.low / step - 1e-9)
+    return [index * step for index in range(begin, math.floor(scale.high / step + 1e-9) + 1)]
 
 
 def number(value: float) -> str:
