@@ -19,6 +19,21 @@ def profile(
     target: Annotated[str, typer.Option(help="a name from `kdc targets`, or a profile's .toml")] = "cpu-ort",
     seconds: Annotated[float, typer.Option(help="the most that timing takes", min=0.1)] = 20.0,
     samples: Annotated[Path | None, typer.Option(help="real inputs: .npy, or .npz in the inputs' order")] = None,
+    shape: Annotated[
+        list[str] | None, typer.Option(metavar="NAME=1,3,224,224", help="fixes an input's free sizes; repeatable")
+    ] = None,
+    nodes: Annotated[bool, typer.Option("--nodes", help="where the time goes, by node, after timing")] = False,
+    peaks: Annotated[
+        str | None, typer.Option(metavar="FLOPS,BYTES", help="a second, of this machine: what bounds each node")
+    ] = None,
+    sustained: Annotated[
+        str | None, typer.Option(metavar="10m", help="instead: run back to back so long, and look for throttling")
+    ] = None,
+    batches: Annotated[str | None, typer.Option(metavar="1,2,4", help="instead: a table of batch sizes")] = None,
+    threads: Annotated[str | None, typer.Option(metavar="1,2", help="instead: a table of numbers of threads")] = None,
+    html: Annotated[
+        Path | None, typer.Option(metavar="PAGE", help="write the picture: one file, opens offline")
+    ] = None,
     seed: Annotated[int, typer.Option(help="of the blocks' order and the intervals' draws")] = 0,
     json: Annotated[bool, typer.Option("--json", help="print JSON with all samples, nothing else")] = False,
 ) -> None:
@@ -27,25 +42,37 @@ def profile(
     from rich.progress import BarColumn, TextColumn
     from rich.progress import Progress as Bar
 
+    from kdc.cli.longer import Longer, run_longer
+    from kdc.cli.looks import looks, print_looks, with_looks, write_page
     from kdc.core.observe import Progress
     from kdc.core.spec import DeviceFile
     from targets.device import load_device
+    from targets.door.enter import entered
+    from targets.door.shapes import parse_shapes
     from targets.measure import Settings, compare
+    from targets.roofline import parse_peaks
 
     device = load_device(target)
     inputs = None if samples is None else _read(samples)
-    baseline = None if against is None else DeviceFile(against, device.runtime)
+    asked = [file] if against is None else [file, against]
+    longer = Longer(sustained, batches, threads)
+    if run_longer(longer, asked, shape or [], device, inputs, seconds=seconds, seed=seed, json=json):
+        return
+    roofs = None if peaks is None else parse_peaks(peaks)
     # The bar is drawn between processes only, so that drawing it costs the measurement nothing.
     console = Console(stderr=True)
-    with Bar(
-        TextColumn("measuring"),
-        BarColumn(),
-        TextColumn("{task.completed:.0f} of at most {task.total:.0f} s"),
-        console=console,
-        transient=True,
-        auto_refresh=False,
-        disable=not console.is_terminal,
-    ) as bar:
+    with (
+        entered(asked, parse_shapes(shape or []), real_inputs=inputs is not None) as paths,
+        Bar(
+            TextColumn("measuring"),
+            BarColumn(),
+            TextColumn("{task.completed:.0f} of at most {task.total:.0f} s"),
+            console=console,
+            transient=True,
+            auto_refresh=False,
+            disable=not console.is_terminal,
+        ) as bar,
+    ):
         task = bar.add_task("", total=seconds)
 
         def show(event: Event) -> None:
@@ -53,18 +80,31 @@ def profile(
                 bar.update(task, completed=event.done, refresh=True)
 
         comparison = compare(
-            DeviceFile(file, device.runtime),
-            baseline,
+            DeviceFile(paths[0], device.runtime),
+            DeviceFile(paths[1], device.runtime) if against is not None else None,
             device,
             inputs,
             Settings(seconds=seconds),
             seed=seed,
             emit=show,
         )
+        looked = looks(paths, asked, device, inputs, nodes=nodes, peaks=roofs, seed=seed)
+    comparison = _as_named(comparison, asked)
+    if html is not None:
+        write_page(html, comparison, _verdict(comparison), target, looked)
     if json:
-        typer.echo(comparison.model_dump_json())
+        typer.echo(with_looks(comparison, looked))
     else:
         _table(comparison, target)
+        print_looks(looked)
+
+
+def _as_named(comparison: Comparison, asked: list[Path]) -> Comparison:
+    """With the paths that were typed: what ran may be a copy whose sizes are fixed."""
+    candidate, baseline = comparison.candidate.model_copy(update={"path": asked[0]}), comparison.baseline
+    if baseline is not None:
+        baseline = baseline.model_copy(update={"path": asked[1]})
+    return comparison.model_copy(update={"candidate": candidate, "baseline": baseline})
 
 
 def _read(path: Path) -> list[Any]:
