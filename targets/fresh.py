@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import subprocess
+import sysconfig
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from kdc.core.errors import TargetError
 from targets.job import Done, Job
 
+ROOT = Path(__file__).resolve().parent.parent
 SHOWN_LINES = 5
+Started = Callable[[subprocess.Popen[bytes]], None]
 
 
 def run_fresh(
@@ -18,7 +22,7 @@ def run_fresh(
     folder: Path,
     command: Sequence[str],
     environment: Mapping[str, str],
-    started: Callable[[subprocess.Popen[bytes]], None] = lambda process: None,
+    started: Started = lambda process: None,
 ) -> Done:
     """Do a job in a process that is started for it.
 
@@ -30,37 +34,62 @@ def run_fresh(
     request, result = folder / "job.json", folder / "result.json"
     request.write_text(job.as_json())
     result.unlink(missing_ok=True)
-    files = ", ".join(str(file.path) for file in job.files)
+    about = "the process that measured " + ", ".join(str(file.path) for file in job.files)
+    code, said = run_process([*command, str(request), str(result)], environment, job.limit_seconds, about, started)
+    if code != 0 or not result.exists():
+        raise died(about, code, said)
+    done = Done.from_json(result.read_text())
+    if done.error is not None:
+        raise TargetError(done.error)
+    return done
+
+
+def run_process(
+    command: Sequence[str],
+    environment: Mapping[str, str],
+    limit_seconds: float,
+    about: str,
+    started: Started = lambda process: None,
+) -> tuple[int, str]:
+    """Run a command to its end: its exit code, and what it said on stderr.
+
+    Args: about: what it is, for the message. started: is told of the process.
+
+    Raises: TargetError where it took longer than its limit and was killed.
+    """
     process = subprocess.Popen(
-        [*command, str(request), str(result)],
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
-        env=dict(environment),
+        command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, env=dict(environment)
     )
     started(process)
     with process:
         try:
-            _, said = process.communicate(None, job.limit_seconds)
+            _, said = process.communicate(None, limit_seconds)
         except subprocess.TimeoutExpired as error:
             process.kill()
             raise TargetError(
-                f"the process that measured {files} was not done after {job.limit_seconds:.0f} s, and was killed",
+                f"{about} was not done after {limit_seconds:.0f} s, and was killed",
                 do="the runtime may hang in it: profile each file alone; if it is only slow, --timeout SECONDS gives more",
             ) from error
         except BaseException:  # Ctrl-C too
             process.kill()
             raise
-    if process.returncode != 0 or not result.exists():
-        last = said.decode(errors="replace").strip().splitlines()[-SHOWN_LINES:]
-        how = f"signal {-process.returncode}" if process.returncode < 0 else f"exit code {process.returncode}"
-        raise TargetError(
-            "\n".join([f"the process that measured {files} ended with {how}", *last]),
-            do="the system may have killed it for want of memory: free some"
-            if process.returncode == -signal.SIGKILL
-            else "the runtime may be at fault: profile each file alone, or try another version of the runtime",
-        )
-    done = Done.from_json(result.read_text())
-    if done.error is not None:
-        raise TargetError(done.error)
-    return done
+    return process.returncode, said.decode(errors="replace")
+
+
+def died(about: str, code: int, said: str) -> TargetError:
+    """The error of a process that ended without a result, with the last of what it said."""
+    how = f"signal {-code}" if code < 0 else f"exit code {code}"
+    return TargetError(
+        "\n".join([f"{about} ended with {how}", *said.strip().splitlines()[-SHOWN_LINES:]]),
+        do="the system may have killed it for want of memory: free some"
+        if code == -signal.SIGKILL
+        else "the runtime may be at fault: profile each file alone, or try another version of the runtime",
+    )
+
+
+def own_environment() -> dict[str, str]:
+    """The environment, with the folder that `targets` lies in where it is no installed package."""
+    environment = dict(os.environ)
+    if str(ROOT) not in (sysconfig.get_path("purelib"), sysconfig.get_path("platlib")):
+        environment["PYTHONPATH"] = os.pathsep.join(filter(None, (environment.get("PYTHONPATH"), str(ROOT))))
+    return environment

@@ -7,23 +7,19 @@ address.
 
 from __future__ import annotations
 
-import os
 import sys
-import sysconfig
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
-from targets.fresh import run_fresh
+from targets.fresh import own_environment, run_fresh
 from targets.job import Done, Job
 from targets.machine import Watch
 from targets.runtime import runtime_of
 
 if TYPE_CHECKING:
     from kdc.core.device import Device
-
-ROOT = Path(__file__).resolve().parent.parent
 
 
 class Watching(Protocol):
@@ -65,7 +61,7 @@ class Here:
     def run(self, job: Job) -> Done:
         """Do a job in a fresh process of this Python."""
         # -P: a folder `targets` of the user's, where kdc was started, must not stand in for this package
-        return run_fresh(job, self._folder, [sys.executable, "-P", "-m", "targets.worker"], _environment())
+        return run_fresh(job, self._folder, [sys.executable, "-P", "-m", "targets.worker"], own_environment())
 
     def close(self) -> None:
         """Nothing outlives its job."""
@@ -78,11 +74,3 @@ def watch(device: Device) -> Watch:
     """
     versions = {device.runtime: runtime_of(device).version(), "numpy": np.__version__}
     return Watch(device.threads, versions, emulated=device.emulated)
-
-
-def _environment() -> dict[str, str]:
-    """The environment, with the folder that `targets` lies in where it is no installed package."""
-    environment = dict(os.environ)
-    if str(ROOT) not in (sysconfig.get_path("purelib"), sysconfig.get_path("platlib")):
-        environment["PYTHONPATH"] = os.pathsep.join(filter(None, (environment.get("PYTHONPATH"), str(ROOT))))
-    return environment

@@ -29,6 +29,21 @@ def profile(
     ] = False,
     timeout: Annotated[float, typer.Option(help="seconds after which a measuring process is killed", min=1)] = 300.0,
     samples: Annotated[Path | None, typer.Option(help="real inputs: .npy, or .npz in the inputs' order")] = None,
+    shape: Annotated[
+        list[str] | None, typer.Option(metavar="NAME=1,3,224,224", help="fixes an input's free sizes; repeatable")
+    ] = None,
+    nodes: Annotated[bool, typer.Option("--nodes", help="where the time goes, by node, after timing")] = False,
+    peaks: Annotated[
+        str | None, typer.Option(metavar="FLOPS,BYTES", help="a second, of this machine: what bounds each node")
+    ] = None,
+    sustained: Annotated[
+        str | None, typer.Option(metavar="10m", help="instead: run back to back so long, and look for throttling")
+    ] = None,
+    batches: Annotated[str | None, typer.Option(metavar="1,2,4", help="instead: a table of batch sizes")] = None,
+    threads: Annotated[str | None, typer.Option(metavar="1,2", help="instead: a table of numbers of threads")] = None,
+    html: Annotated[
+        Path | None, typer.Option(metavar="PAGE", help="write the picture: one file, opens offline")
+    ] = None,
     seed: Annotated[int, typer.Option(help="of the blocks' order and the intervals' draws")] = 0,
     json: Annotated[bool, typer.Option("--json", help="print JSON with all samples, nothing else")] = False,
 ) -> None:
@@ -37,51 +52,78 @@ def profile(
     from rich.progress import BarColumn, TextColumn
     from rich.progress import Progress as Bar
 
+    from kdc.cli.longer import Longer, run_longer
+    from kdc.cli.looks import looks, print_looks, with_looks, write_page
     from kdc.core.errors import TargetError
     from kdc.core.observe import Progress
     from targets.device import load_device
+    from targets.door.enter import entered
+    from targets.door.shapes import parse_shapes
     from targets.measure import Settings, compare
     from targets.noise import beside_itself, noise_of
     from targets.parts import ready
+    from targets.roofline import parse_peaks
 
     if self_test and against is not None:
         raise TargetError("--self-test is of one file", do="leave --against out")
     profiled = load_device(target, device)
     inputs = None if samples is None else _read(samples)
-    candidate = ready(file, profiled)
-    baseline = None if against is None else ready(against, profiled)
+    asked = [file] if against is None else [file, against]
+    longer = Longer(sustained, batches, threads)
+    if device is not None and (nodes or sustained is not None):
+        raise TargetError("--nodes and --sustained look at this machine alone", do="leave --device out, or them")
+    if run_longer(longer, asked, shape or [], profiled, inputs, seconds=seconds, seed=seed, json=json):
+        return
+    roofs = None if peaks is None else parse_peaks(peaks)
     # The bar is drawn between processes only, so that drawing it costs the measurement nothing.
     console = Console(stderr=True)
-    with Bar(
-        TextColumn("{task.description}"),
-        BarColumn(),
-        TextColumn("{task.completed:.0f} of at most {task.total:.0f} s"),
-        console=console,
-        transient=True,
-        auto_refresh=False,
-        disable=not console.is_terminal,
-    ) as bar:
+    with (
+        entered(asked, parse_shapes(shape or []), real_inputs=inputs is not None) as paths,
+        Bar(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            TextColumn("{task.completed:.0f} of at most {task.total:.0f} s"),
+            console=console,
+            transient=True,
+            auto_refresh=False,
+            disable=not console.is_terminal,
+        ) as bar,
+    ):
         task = bar.add_task("", total=seconds)
 
         def show(event: Event) -> None:
             if isinstance(event, Progress):
                 bar.update(task, description=event.what, completed=event.done, refresh=True)
 
+        candidate, *others = files = [ready(path, profiled) for path in paths]
         settings = Settings(seconds=seconds, cold_seconds=seconds if cold else 0, timeout_seconds=timeout)
         comparison = (
             beside_itself(candidate, profiled, inputs, settings, seed=seed, emit=show)
             if self_test
-            else compare(candidate, baseline, profiled, inputs, settings, seed=seed, emit=show)
+            else compare(candidate, next(iter(others), None), profiled, inputs, settings, seed=seed, emit=show)
         )
+        looked = looks(files, asked, profiled, inputs, nodes=nodes, peaks=roofs, seed=seed)
     noises = noise_of(comparison, settings.interest) if self_test else ()
+    comparison = _as_named(comparison, asked)
+    if html is not None:
+        write_page(html, comparison, _verdict(comparison), target, looked)
     if json:
         found = {"self_test": [noise.model_dump(mode="json") for noise in noises]} if self_test else {}
-        typer.echo(dumps(comparison.model_dump(mode="json") | found))
+        typer.echo(dumps(with_looks(comparison, looked) | found))
     elif self_test:
         _self_test(noises, comparison, target)
     else:
         place = comparison.environment.get("device")
         _table(comparison, target if place is None else f"{target} at {place}")
+        print_looks(looked)
+
+
+def _as_named(comparison: Comparison, asked: list[Path]) -> Comparison:
+    """With the paths that were typed: what ran may be a copy whose sizes are fixed, or what was built from it."""
+    candidate, baseline = comparison.candidate.model_copy(update={"path": asked[0]}), comparison.baseline
+    if baseline is not None:
+        baseline = baseline.model_copy(update={"path": asked[-1]})
+    return comparison.model_copy(update={"candidate": candidate, "baseline": baseline})
 
 
 def _read(path: Path) -> list[Any]:

@@ -41,18 +41,25 @@ def count(model: onnx_ir.Model) -> tuple[int, int]:
 
     Raises: ModelError where a shape that the count needs cannot be inferred.
     """
-    model = model.clone()
-    InlinePass()(model)
-    _fix_free_sizes(model)
-    # a contradiction in shapes that a product needs shows below, with the node's name; elsewhere it does not matter
-    ShapeInferencePass(check_type=False, strict_mode=False, data_prop=True)(model)
+    model = with_shapes(model)
     parameters = sum(
         math.prod(_shape(value, None))
         for graph in model.graphs()
         for value in graph.initializers.values()
         if _is_weight(value)
     )
-    return parameters, sum(_macs(node) for node in _nodes(model))
+    return parameters, sum(node_macs(node) for node in _nodes(model))
+
+
+def with_shapes(model: onnx_ir.Model) -> onnx_ir.Model:
+    """A copy whose functions are inlined and whose values have shapes, where they can be inferred; free sizes are 1."""
+    model = model.clone()
+    InlinePass()(model)
+    _fix_free_sizes(model)
+    # a contradiction in shapes that a product needs shows where it is counted, with the node's name; elsewhere it does
+    # not matter
+    ShapeInferencePass(check_type=False, strict_mode=False, data_prop=True)(model)
+    return model
 
 
 def _nodes(model: onnx_ir.Model) -> Iterator[onnx_ir.Node]:
@@ -94,9 +101,22 @@ def _shape(value: onnx_ir.Value | None, node: onnx_ir.Node | None) -> list[int]:
     return [size for size in shape if isinstance(size, int)]
 
 
-def _macs(node: onnx_ir.Node) -> int:
+def node_macs(node: onnx_ir.Node) -> int:
+    """The multiply-accumulates of one node of a model that `with_shapes` gave; bodies of it count for their own nodes.
+
+    Raises: ModelError where a shape that the count needs is not known.
+    """
     rule = _RULES.get(node.op_type)
-    return 0 if rule is None else rule(node)
+    if rule is None:
+        return 0
+    try:
+        return rule(node)
+    except (IndexError, KeyError, TypeError, ValueError) as error:  # too few sizes, inputs or attributes
+        raise ModelError(
+            f"{node.op_type} '{node.name}' has inputs or attributes that do not fit it, so that its multiply-accumulates"
+            " cannot be counted",
+            do="export the model again",
+        ) from error
 
 
 def _conv(weight: int) -> Callable[[onnx_ir.Node], int]:
