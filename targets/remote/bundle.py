@@ -9,6 +9,7 @@ import ast
 import io
 import zipfile
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -38,6 +39,7 @@ else:
 """
 
 
+@cache
 def bundle(runtime_module: str) -> bytes:
     """The bytes of agent.pyz: the agent, the worker, one runtime's module, and all of ours that they import.
 

@@ -29,6 +29,7 @@ def sshd_(tmp_path_factory):
 @pytest.fixture
 def sshd(sshd_, monkeypatch):
     monkeypatch.setenv("KDC_SSH", f"ssh -F {sshd_.config}")
+    shutil.rmtree(sshd_.cache, ignore_errors=True)  # what an agent that a test killed could not remove
     return sshd_
 
 

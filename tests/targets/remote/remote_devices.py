@@ -63,12 +63,8 @@ class Sshd:
         (folder / "known").write_text(f"[127.0.0.1]:{self.port} {key}\n")
         if os.geteuid() == 0:
             Path("/run/sshd").mkdir(exist_ok=True)  # where sshd confines itself; the package's service makes it
-        self.process = subprocess.Popen(
-            [SSHD, "-D", "-e", "-f", str(folder / "sshd_config")],
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.DEVNULL,
-            stderr=(folder / "log").open("wb"),
-        )
+        command = [SSHD, "-D", "-E", str(folder / "log"), "-f", str(folder / "sshd_config")]
+        self.process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
         self.user = getpass.getuser()
 
     def client(self, known: str, key: str) -> Path:
