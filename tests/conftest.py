@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -13,6 +14,8 @@ import torch
 
 os.environ.setdefault("COLUMNS", "80")
 torch.set_num_threads(2)
+# A job in a shell's background ignores Ctrl-C, and so would every process that the tests start and interrupt.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 TEACHER = """
 import torch
