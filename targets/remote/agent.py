@@ -185,8 +185,7 @@ class Agent:
 
     def _take_device(self, who: str, wait: float) -> None:
         """Keep other agents off the device as long as this process lives, whatever way it ends."""
-        folder = next((one for one in LOCK_FOLDERS if os.access(one, os.W_OK)), tempfile.gettempdir())
-        path = os.path.join(folder, LOCK)  # noqa: PTH118 -- opened by its number below
+        path = lock_path()
         # Without O_CREAT first: in a folder that all may write to, Linux refuses it for another user's file.
         try:
             lock = os.open(path, os.O_RDWR | os.O_NOFOLLOW)
@@ -235,6 +234,12 @@ class Agent:
 
     def _started(self, process: subprocess.Popen[bytes]) -> None:
         self._worker = process
+
+
+def lock_path() -> str:
+    """The file whose lock is the device: one for all its users, or what KDC_DEVICE_LOCK names there."""
+    folder = next((one for one in LOCK_FOLDERS if os.access(one, os.W_OK)), tempfile.gettempdir())
+    return os.environ.get("KDC_DEVICE_LOCK") or f"{folder}/{LOCK}"
 
 
 class _Stream:

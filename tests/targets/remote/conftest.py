@@ -6,6 +6,12 @@ import pytest
 from remote_devices import SSHD, Sshd, device_python
 
 
+@pytest.fixture(autouse=True)
+def lock(tmp_path, monkeypatch):
+    """Another run of these tests, or a measurement, may have this machine's own."""
+    monkeypatch.setenv("KDC_DEVICE_LOCK", str(tmp_path / "lock"))
+
+
 @pytest.fixture(scope="session")
 def python(tmp_path_factory):
     return device_python(tmp_path_factory.mktemp("device"))

@@ -56,7 +56,7 @@ class Sshd:
         (folder / "sshd_config").write_text(
             f"Port {self.port}\nListenAddress 127.0.0.1\nHostKey {folder}/host\nAuthorizedKeysFile {folder}/authorized\n"
             "PidFile none\nPasswordAuthentication no\nKbdInteractiveAuthentication no\nUsePAM no\nStrictModes no\n"
-            f"PermitRootLogin yes\nSetEnv XDG_CACHE_HOME={self.cache}\n"
+            f"PermitRootLogin yes\nSetEnv XDG_CACHE_HOME={self.cache} KDC_DEVICE_LOCK={folder}/lock\n"
         )
         self.config = self.client("known", "user")
         key = " ".join((folder / "host.pub").read_text().split()[:2])

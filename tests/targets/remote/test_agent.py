@@ -16,7 +16,7 @@ from remote_devices import device_python, processes_with, until
 from kdc.core.errors import TargetError
 from targets.job import fields_of
 from targets.remote import bundle as bundling
-from targets.remote.agent import LOCK, LOCK_FOLDERS
+from targets.remote.agent import lock_path
 from targets.remote.bundle import LEAST_PYTHON, bundle
 from targets.remote.line import Line
 from targets.runtime import _MODULES
@@ -207,7 +207,11 @@ def test_a_login_that_prints_something_disturbs_nothing(start, tmp_path, python)
     assert "ok" in start(python=loud).hello
 
 
+def test_all_users_of_a_device_have_one_lock(monkeypatch):
+    monkeypatch.delenv("KDC_DEVICE_LOCK")
+    assert lock_path() == "/tmp/kdc-device.lock"
+
+
 def test_the_lock_holds_no_name_when_nobody_has_the_device(start):
     start().close()
-    folder = next(folder for folder in LOCK_FOLDERS if os.access(folder, os.W_OK))
-    assert Path(folder, LOCK).read_text() == ""
+    assert Path(lock_path()).read_text() == ""

@@ -32,7 +32,7 @@ def board(device, sshd, tmp_path):
     python = tmp_path / "python3"
     # In a mount namespace of its own: the root's /proc is there as long as this Python is.
     python.write_text(
-        "#!/bin/sh\nexport HOME=/root XDG_CACHE_HOME=/tmp/cache\n"
+        "#!/bin/sh\nunset KDC_DEVICE_LOCK\nexport HOME=/root XDG_CACHE_HOME=/tmp/cache\n"
         f"exec unshare --mount sh -c 'mount --bind /proc {ROOT}/proc && "
         f'exec chroot {ROOT} /usr/bin/python3 "$@"\' sh "$@"\n'
     )
