@@ -19,8 +19,11 @@ LEAST_PYTHON = (3, 10)
 
 # Written for Pythons that are too old for the rest, so that they get an answer instead of a syntax error.
 _MAIN = """\
-import json, sys
+import json, os, shutil, sys
+def remove():
+    shutil.rmtree(os.path.dirname(os.path.abspath(sys.argv[0])), ignore_errors=True)
 def refuse(kind, found):
+    remove()
     print("KDC-AGENT " + json.dumps({"refused": kind, "found": found, "python": sys.executable}))
     sys.stdout.flush()
     sys.exit(0)
@@ -34,7 +37,11 @@ if sys.argv[1] == "work":
     from targets.worker import main
     main(*sys.argv[2:])
 else:
-    from targets.remote.agent import serve
+    try:
+        from targets.remote.agent import serve
+    except BaseException:
+        remove()
+        raise
     serve()
 """
 

@@ -110,6 +110,7 @@ def test_a_device_without_numpy_or_the_runtime_says_so(start, tmp_path):
     line = start("agent-2", device_python(tmp_path / "bare", ("numpy",)))
     assert line.greeting["refused"] == "numpy"
     assert line.greeting["python"]
+    assert not line.folder.exists()
     line = start("agent-3", device_python(tmp_path / "half", (), ("numpy", "numpy.libs")))
     assert "the runtime onnxruntime is not installed" in line.hello["ok"]["missing"]
 
