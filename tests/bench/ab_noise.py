@@ -117,7 +117,7 @@ def main():
     arguments = parser.parse_args()
     if arguments.times is not None:
         arguments.aa = arguments.slower = arguments.busy = arguments.times
-    console, settings = Console(highlight=False), Settings(seconds=arguments.seconds)
+    console, settings = Console(highlight=False, width=100), Settings(seconds=arguments.seconds)
     device = load_device("cpu-ort")
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)

@@ -7,11 +7,13 @@ processes of its own, and the medians over turns should agree within 3%.
 """
 
 import argparse
+import logging
 import os
 import subprocess
 import sys
 import tempfile
 import time
+import warnings
 from pathlib import Path
 from statistics import median
 
@@ -64,6 +66,8 @@ def resnet18(path):
     for index in range(4):
         inputs, outputs = widths[index : index + 2]
         layers += [Block(inputs, outputs, 1 if index == 0 else 2), Block(outputs, outputs, 1)]
+    logging.disable(logging.WARNING)  # the exporter's, on torchvision's operators that are not there
+    warnings.simplefilter("ignore", FutureWarning)
     model = nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(512, 1000)).eval()
     torch.onnx.export(model, (torch.zeros(1, 3, 224, 224),), path, dynamo=True, external_data=False, verbose=False)
 
