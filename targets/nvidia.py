@@ -1,21 +1,24 @@
 """What TensorRT and TensorRT-RTX share: one API under two names. Parsing, building, the network's layers, and running.
 
 Both are strongly typed here: floats stay as the ONNX file has them, or become float16 before it is parsed where the
-profile says so, and integers come with its QuantizeLinear and
-DequantizeLinear, which must be symmetric int8 (NVIDIA's rule but for DLA) and never int32, so that biases stay float.
+profile says so, and integers come with its QuantizeLinear and DequantizeLinear, which must be symmetric int8 (NVIDIA's
+rule but for DLA) and never int32, so that biases stay float.
 Running needs a driver, and cuda-python for the device's memory.
 """
 
 from __future__ import annotations
 
 import ctypes
+import importlib.metadata
+import importlib.util
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from kdc.core.devicefile import DeviceFile
 from kdc.core.errors import TargetError
-from targets.runtime import Array, Layer, Port, first_line, must_exist
+from targets.runtime import Array, Engine, Layer, Port, first_line, must_exist
 
 if TYPE_CHECKING:  # pydantic's, which a remote device may lack
     from kdc.core.device import Device
@@ -115,6 +118,58 @@ class Parsed:
         if built is None:
             raise TargetError(f"{onnx_path}: no engine could be built: {'; '.join(self.log.said[-3:]) or 'no reason'}")
         return bytes(built)
+
+
+class NvidiaRuntime:
+    """What the two have in common but for how an engine is built. The package is imported where it is needed."""
+
+    name: str
+    package: str
+    suffix: str
+
+    def missing(self) -> str | None:
+        """The command that installs it, or None where it is installed."""
+        return None if importlib.util.find_spec(self.package) else f"pip install 'kdc[{self.name}]'"
+
+    def cannot_run(self, device: Device) -> str | None:
+        """Engines are run by a GPU's driver."""
+        return no_driver()
+
+    def version(self) -> str:
+        """The installed version."""
+        return importlib.metadata.version(self.name)
+
+    def prepare(self) -> None:
+        """Import it; CUDA starts with the first engine."""
+        self.module()
+
+    def layers(self, onnx_path: Path, device: Device) -> tuple[Layer, ...]:
+        """The network as it was read, with the number format of each layer's outputs: an engine's needs a driver."""
+        return Parsed(self.module(), self.name, onnx_path, device).layers()
+
+    def files(self, file: DeviceFile) -> tuple[Path, ...]:
+        """The engine, which holds all weights."""
+        must_exist(file.path)
+        return (file.path,)
+
+    def load(self, file: DeviceFile, device: Device) -> Engine:
+        """Load an engine. The full TensorRT's was built on this GPU; for TensorRT-RTX's, kernels are compiled now."""
+        must_exist(file.path)
+        reason = no_driver()
+        if reason is not None:
+            raise TargetError(f"{file.path}: cannot be loaded here: {reason}")
+        return CudaEngine(self.module(), self.name, file.path)
+
+    def module(self) -> Any:
+        """The package."""
+        return importlib.import_module(self.package)
+
+    def write(self, engine: bytes, onnx_path: Path, folder: Path) -> DeviceFile:
+        """The file of an engine that was built."""
+        folder.mkdir(parents=True, exist_ok=True)
+        path = folder / f"{onnx_path.stem}{self.suffix}"
+        path.write_bytes(engine)
+        return DeviceFile(path, self.name, onnx_path)
 
 
 class CudaEngine:

@@ -74,7 +74,7 @@ def print_looks(looked: Looks) -> None:
         print_nodes(nodes)
 
 
-def write_page(page: Path, comparison: Comparison, verdict: str, target: str, looked: Looks) -> None:
+def write_page(page: Path, comparison: Comparison, target: str, looked: Looks) -> None:
     """The picture of it all, beside what is printed.
 
     Raises: FolderError where it cannot be written.
@@ -84,7 +84,7 @@ def write_page(page: Path, comparison: Comparison, verdict: str, target: str, lo
     from targets.page.page import render
 
     said = [f"{name} {sentence(paper)}" for name, paper in zip(looked.names, looked.paper, strict=True)]
-    content = render(comparison, verdict, target=target, nodes=looked.nodes, remarks=said)
+    content = render(comparison, target=target, nodes=looked.nodes, remarks=said)
     try:
         page.write_text(content, encoding="utf-8")
     except OSError as error:

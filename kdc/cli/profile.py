@@ -10,7 +10,7 @@ import typer
 
 if TYPE_CHECKING:
     from kdc.core.observe import Event
-    from targets.measure import Comparison, Profile, Ratio
+    from targets.measure import Comparison
     from targets.noise import Noise
 
 
@@ -106,7 +106,7 @@ def profile(
     noises = noise_of(comparison, settings.interest) if self_test else ()
     comparison = _as_named(comparison, asked)
     if html is not None:
-        write_page(html, comparison, _verdict(comparison), target, looked)
+        write_page(html, comparison, target, looked)
     if json:
         found = {"self_test": [noise.model_dump(mode="json") for noise in noises]} if self_test else {}
         typer.echo(dumps(with_looks(comparison, looked) | found))
@@ -152,6 +152,8 @@ def _table(comparison: Comparison, target: str) -> None:
     from rich.console import Console
     from rich.table import Table
 
+    from targets.figures import judged, rows, verdict
+
     columns = [one for one in (comparison.candidate, comparison.baseline) if one is not None]
     console = Console(highlight=False, markup=False)
     emulated = ", emulated" if comparison.candidate.latency.emulated else ""
@@ -159,18 +161,12 @@ def _table(comparison: Comparison, target: str) -> None:
     table.add_column("")
     for one in columns:
         table.add_column(one.path.name, justify="right", overflow="fold", max_width=28)
-    for name, *cells in zip(_NAMES, *(_cells(one) for one in columns), strict=True):
-        table.add_row(str(name), *map(str, cells))
-        if name == _INTERVAL and any(one.latency.mean_ms is not None for one in columns):
-            for mean, *means in zip(("mean over inputs, ms", _INTERVAL), *map(_means, columns), strict=True):
-                table.add_row(str(mean), *map(str, means))
-        if name == _LAST_OF_TIME and comparison.cold is not None:
-            for label, *own in zip(("cold median, ms", _INTERVAL), *map(_cold, columns), strict=True):
-                table.add_row(str(label), *map(str, own))
+    for row in rows(comparison):
+        table.add_row(*row)
     console.print(table)
-    console.print(_verdict(comparison))
+    console.print(verdict(comparison))
     if comparison.cold_ratio is not None and comparison.baseline is not None:
-        sentence = _judged(comparison.cold_ratio, comparison.candidate.path.name, comparison.baseline.path.name)
+        sentence = judged(comparison.cold_ratio, comparison.candidate.path.name, comparison.baseline.path.name)
         console.print(f"cold: {sentence}")
     for note in comparison.notes:
         console.print(f"note: {note}")
@@ -201,79 +197,3 @@ def _self_test(noises: tuple[Noise, ...], comparison: Comparison, target: str) -
     console.print("spread: of the ratio, between processes; smallest difference: one that is found 9 times of 10")
     for note in comparison.notes:
         console.print(f"note: {note}")
-
-
-_INTERVAL = "  95% interval"
-_LAST_OF_TIME = "p99.9, ms"
-_NAMES = (
-    "median, ms",
-    _INTERVAL,
-    "p90, ms",
-    "p99, ms",
-    "p99.9, ms",
-    "load, ms",
-    "first run, ms",
-    "peak memory, MB",
-    "size, kB",
-    "parameters",
-    "thousand MACs",
-    "runs, processes",
-)
-
-
-def _cells(one: Profile) -> tuple[str, ...]:
-    latency = one.latency
-    return (
-        f"{latency.median_ms:.4g}",
-        f"{latency.low_ms:.4g} – {latency.high_ms:.4g}",
-        "too few runs" if latency.p90_ms is None else f"{latency.p90_ms:.4g}",
-        "too few runs" if latency.p99_ms is None else f"{latency.p99_ms:.4g}",
-        "too few runs" if latency.p999_ms is None else f"{latency.p999_ms:.4g}",
-        f"{latency.load_ms:.3g}",
-        f"{latency.first_ms:.3g}",
-        f"{one.peak_memory_mb:.1f}",
-        f"{one.size_mb * 1e3:.1f}",
-        "unknown" if one.parameters is None else f"{one.parameters:,}",
-        "unknown" if one.macs is None else f"{one.macs / 1e3:,.1f}",
-        f"{latency.n:,}, {latency.processes}",
-    )
-
-
-def _cold(one: Profile) -> tuple[str, str]:
-    """The figure of the cold runs and its interval: of the mean where the file's work depends on its input."""
-    if one.cold is None:
-        return "", ""
-    value, low, high = one.cold.figure()
-    return f"{value:.4g}" + (" (mean)" if one.cold.mean_ms is not None else ""), f"{low:.4g} – {high:.4g}"
-
-
-def _means(one: Profile) -> tuple[str, str]:
-    """The mean and its interval, where the file's work depends on its input."""
-    latency = one.latency
-    if latency.mean_ms is None:
-        return "as the median", ""
-    return f"{latency.mean_ms:.4g}", f"{latency.mean_low_ms:.4g} – {latency.mean_high_ms:.4g}"
-
-
-def _verdict(comparison: Comparison) -> str:
-    """The result in one sentence, and how far it can be trusted."""
-    stopped = "" if comparison.reached == "precision" else "; time was over before 1% precision: --seconds gives more"
-    if comparison.candidate.latency.emulated:
-        stopped += "; emulated: this is no time of the device's"
-    ratio, baseline = comparison.ratio, comparison.baseline
-    if ratio is None or baseline is None:
-        latency = comparison.candidate.latency
-        if latency.mean_ms is not None:
-            return f"{comparison.candidate.path.name}: {latency.mean_ms:.4g} ms, the mean over its inputs{stopped}"
-        return f"{comparison.candidate.path.name}: {latency.median_ms:.4g} ms{stopped}"
-    return _judged(ratio, comparison.candidate.path.name, baseline.path.name) + stopped
-
-
-def _judged(ratio: Ratio, candidate: str, other: str) -> str:
-    if ratio.verdict == "no detectable difference":
-        found = f"no detectable difference between {candidate} and {other}"
-        return f"{found} (times {ratio.ratio:.3f} [{ratio.low:.3f}, {ratio.high:.3f}])"
-    times, low, high = ratio.ratio, ratio.low, ratio.high
-    if ratio.verdict == "slower":
-        times, low, high = 1 / ratio.ratio, 1 / ratio.high, 1 / ratio.low
-    return f"{candidate} is {ratio.verdict} than {other}, {times:.3g} times [{low:.3g}, {high:.3g}]"

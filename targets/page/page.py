@@ -6,7 +6,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from targets.measure import Comparison, Profile
+from targets.figures import rows, verdict
+from targets.measure import Comparison
 from targets.nodes import NodeProfile
 from targets.page.charts import TAIL, bars, distribution, roofline, series
 from targets.page.svg import text
@@ -75,7 +76,6 @@ svg text.in { fill: var(--ground); font-weight: 700; font-size: 11px; pointer-ev
 
 def render(
     comparison: Comparison,
-    verdict: str,
     *,
     target: str,
     nodes: Sequence[NodeProfile] = (),
@@ -83,7 +83,7 @@ def render(
 ) -> str:
     """The page as text; it is well-formed XML too.
 
-    Args: verdict: the result in a sentence. nodes: of the files, where they were profiled. remarks: further sentences
+    Args: nodes: of the files, where they were profiled. remarks: further sentences
     about the files.
     """
     files = [one for one in (comparison.candidate, comparison.baseline) if one is not None]
@@ -91,7 +91,7 @@ def render(
     legend = _legend([(f"f{index}", name) for index, name in enumerate(names)])
     title = " against ".join(names)
     cards = [
-        _card("Figures", _figures(files), wide=True),
+        _card("Figures", _figures(comparison, names), wide=True),
         _card(
             "How long a run takes",
             legend + distribution(comparison.samples_ns),
@@ -114,7 +114,8 @@ def render(
         f'<meta http-equiv="Content-Security-Policy" content="{_POLICY}"/>'
         '<meta name="viewport" content="width=device-width, initial-scale=1"/>'
         f"<title>{text(title)}</title><style>{_STYLE}</style></head><body><main>"
-        f'<h1>{text(title)}</h1><p class="soft">timed on {text(target)}</p><p class="verdict">{text(verdict)}</p>'
+        f'<h1>{text(title)}</h1><p class="soft">timed on {text(target)}</p>'
+        f'<p class="verdict">{text(verdict(comparison))}</p>'
         f'<div class="cards">{"".join(cards)}</div></main></body></html>\n'
     )
 
@@ -133,48 +134,10 @@ def _longest(comparison: Comparison) -> float:
     return max(ns for file in comparison.samples_ns for process in file for block in process for ns in block) / 1e6
 
 
-def _figures(files: Sequence[Profile]) -> str:
-    head = "".join(f"<th>{text(one.path.name)}</th>" for one in files)
-    rows = "".join(
-        f"<tr><td>{text(name)}</td>{''.join(f'<td>{text(cell)}</td>' for cell in cells)}</tr>"
-        for name, *cells in zip(_ROWS, *(_cells(one) for one in files), strict=True)
-        if any(cells)
-    )
-    return f'<table class="figures"><tr><th></th>{head}</tr>{rows}</table>'
-
-
-_ROWS = (
-    "median, ms",
-    "95% interval",
-    "mean over inputs, ms",
-    "p90, ms",
-    "p99, ms",
-    "load, ms",
-    "first run, ms",
-    "peak memory, MB",
-    "size, kB",
-    "parameters",
-    "thousand MACs",
-    "runs in processes",
-)
-
-
-def _cells(one: Profile) -> tuple[str, ...]:
-    latency = one.latency
-    return (
-        f"{latency.median_ms:.4g}",
-        f"{latency.low_ms:.4g} – {latency.high_ms:.4g}",
-        "" if latency.mean_ms is None else f"{latency.mean_ms:.4g}",
-        "too few runs" if latency.p90_ms is None else f"{latency.p90_ms:.4g}",
-        "too few runs" if latency.p99_ms is None else f"{latency.p99_ms:.4g}",
-        f"{latency.load_ms:.3g}",
-        f"{latency.first_ms:.3g}",
-        f"{one.peak_memory_mb:.1f}",
-        f"{one.size_mb * 1e3:.1f}",
-        "unknown" if one.parameters is None else f"{one.parameters:,}",
-        "unknown" if one.macs is None else f"{one.macs / 1e3:,.1f}",
-        f"{latency.n:,} in {latency.processes}",
-    )
+def _figures(comparison: Comparison, names: Sequence[str]) -> str:
+    head = "".join(f"<th>{text(name)}</th>" for name in names)
+    body = "".join(f"<tr>{''.join(f'<td>{text(cell)}</td>' for cell in row)}</tr>" for row in rows(comparison))
+    return f'<table class="figures"><tr><th></th>{head}</tr>{body}</table>'
 
 
 def _node_cards(profile: NodeProfile) -> list[str]:
