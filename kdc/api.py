@@ -12,7 +12,8 @@ from kdc.driver.recipe import Recipe, load_recipe
 from kdc.driver.report import Report
 from passes import PASSES
 from targets.device import load_device
-from targets.measure import Comparison, Settings, compare
+from targets.measure import Settings, compare
+from targets.measured import Comparison
 from targets.parts import ready
 
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 
-from targets.measure import Comparison, Profile, Ratio
+from targets.measured import Comparison, Profile
+from targets.ratio import Ratio
 
 INTERVAL = "  95% interval"
 

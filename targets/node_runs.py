@@ -15,6 +15,7 @@ from kdc.core.errors import TargetError
 from kdc.core.spec import DeviceFile
 from targets.apart import serve
 from targets.runtime import feeds
+from targets.samples import read_samples
 
 WARM_UP_RUNS = 5
 RUNS_LEAST = 10
@@ -69,11 +70,7 @@ def work(text: str) -> str:
         except Exception as error:  # onnxruntime's errors share no base of their own
             raise TargetError(f"{job.file.path}: onnxruntime cannot load it: {error}") from error
     engine = OrtEngine(loaded)
-    samples = None
-    if job.inputs is not None:
-        with np.load(job.inputs, allow_pickle=False) as stored:
-            samples = [stored[str(index)] for index in range(len(stored.files))]
-    batches = feeds(engine, samples, job.device.batch, np.random.default_rng(job.seed))
+    batches = feeds(engine, read_samples(job.inputs), job.device.batch, np.random.default_rng(job.seed))
     runs, start = 0, time.monotonic()
     most = RUNS_MOST
     while runs < RUNS_LEAST + WARM_UP_RUNS or (runs < most and time.monotonic() - start < job.seconds):

@@ -16,9 +16,7 @@ from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from statistics import median
-from typing import Any
 
-import numpy as np
 import onnx_ir
 from pydantic import BaseModel, Field
 
@@ -32,6 +30,7 @@ from targets.node_join import Join
 from targets.node_runs import Found, Job
 from targets.roofline import Bound, Peaks, bound
 from targets.runtime import Array
+from targets.samples import write_samples
 
 LIMIT_SECONDS = 300.0
 
@@ -96,15 +95,10 @@ def profile_nodes(
         raise TargetError(f"{file.path}: a cascade is several files", do="name the stage's own .onnx file")
     with tempfile.TemporaryDirectory(prefix="kdc-nodes-") as name:
         folder = Path(name)
-        stored = None
-        if inputs is not None:
-            stored = folder / "inputs.npz"
-            arrays: dict[str, Any] = {str(index): array for index, array in enumerate(inputs)}
-            np.savez(stored, **arrays)
         job = Job(
             device=device,
             file=DeviceFile(file.path.resolve(), file.runtime),
-            inputs=stored,
+            inputs=write_samples(inputs, folder),
             seed=seed,
             seconds=seconds,
             folder=folder,

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Literal
@@ -12,11 +13,12 @@ import numpy as np
 from pydantic import BaseModel, Field
 
 from kdc.core.device import Device
-from kdc.core.observe import Emit, silent
 from kdc.core.spec import DeviceFile
 from kdc.numerics.stats import paired_log_ratios, smallest_difference
-from targets.measure import BlocksNs, Comparison, Ratio, Settings, compare
-from targets.runtime import Array, runtime_of
+from targets.latency import BlocksNs
+from targets.measured import Comparison
+from targets.ratio import Ratio
+from targets.runtime import runtime_of
 
 
 class Noise(BaseModel, frozen=True, extra="forbid"):
@@ -29,27 +31,16 @@ class Noise(BaseModel, frozen=True, extra="forbid"):
     smallest: float = Field(description="the least true difference, as a share, that is found in 9 of 10 comparisons")
 
 
-def beside_itself(
-    file: DeviceFile,
-    device: Device,
-    inputs: Sequence[Array] | None = None,
-    settings: Settings | None = None,
-    *,
-    seed: int = 0,
-    emit: Emit = silent,
-) -> Comparison:
-    """Compare a file with a copy of it: two files on disk, as in any comparison, so that they share no mapped pages.
-
-    Args and errors: as for `targets.measure.compare`.
-    """
+@contextmanager
+def twin_of(file: DeviceFile, device: Device) -> Iterator[DeviceFile]:
+    """A copy of a file with all its parts, gone at the end: two files on disk, as in any comparison, share no pages."""
     parts = [part.resolve() for part in runtime_of(device).files(file)]
     with TemporaryDirectory(prefix="kdc-itself-") as name:
         for part in parts:
             copy = Path(name) / part.relative_to(parts[0].parent)
             copy.parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(part, copy)
-        twin = DeviceFile(Path(name) / parts[0].name, file.runtime)
-        return compare(twin, file, device, inputs, settings, seed=seed, emit=emit)
+        yield DeviceFile(Path(name) / parts[0].name, file.runtime)
 
 
 def noise_of(comparison: Comparison, interest: float) -> tuple[Noise, ...]:

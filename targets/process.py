@@ -5,14 +5,12 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
-
-import numpy as np
 
 from kdc.core.device import Device
 from kdc.core.devicefile import DeviceFile
 from targets.job import Done, Job, fields_of
 from targets.runtime import Array
+from targets.samples import write_samples
 from targets.site import Here, Site, Watching
 
 
@@ -25,11 +23,7 @@ class Workplace:
     def __init__(self, samples: Sequence[Array] | None, device: Device) -> None:
         self._folder = tempfile.TemporaryDirectory(prefix="kdc-measure-")
         self.path = Path(self._folder.name)
-        self.inputs: Path | None = None
-        if samples is not None:
-            self.inputs = self.path / "inputs.npz"
-            arrays: dict[str, Any] = {str(index): array for index, array in enumerate(samples)}
-            np.savez(self.inputs, **arrays)
+        self.inputs = write_samples(samples, self.path)
         try:
             self._site = _site(device, self.path)
         except BaseException:

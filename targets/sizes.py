@@ -11,8 +11,9 @@ from kdc.core.device import Device
 from kdc.core.errors import TargetError
 from kdc.core.observe import Emit, silent
 from kdc.core.spec import DeviceFile
-from targets.measure import PROCESSES_LEAST, Settings, compare
+from targets.measure import compare
 from targets.runtime import Array
+from targets.settings import PROCESSES_LEAST, Settings
 
 SECONDS_LEAST = 1.0  # of a point
 

@@ -8,7 +8,10 @@ from pathlib import Path
 import onnx_ir
 from onnx_ir.passes.common import InlinePass
 
+from kdc.core.spec import DeviceFile
 from targets.cascade import is_cascade
+from targets.parts import described_by
+from targets.runtime import Runtime
 
 
 def skips(paths: Sequence[Path]) -> bool:
@@ -20,6 +23,12 @@ def skips(paths: Sequence[Path]) -> bool:
     Args: paths: what `Runtime.files` gives.
     """
     return is_cascade(paths[0]) or any(_branches(onnx_ir.load(path)) for path in onnx_files(paths))
+
+
+def which_skip(files: Sequence[DeviceFile], runtime: Runtime) -> tuple[bool, ...]:
+    """Whether each file's work depends on its input; False where its graph is unknown."""
+    described = [described_by(file, runtime) for file in files]
+    return tuple(bool(paths) and skips(paths) for paths in described)
 
 
 def onnx_files(paths: Sequence[Path]) -> list[Path]:

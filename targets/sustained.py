@@ -10,7 +10,7 @@ import re
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 from pydantic import BaseModel, Field
@@ -23,6 +23,7 @@ from targets.energy import Energy, Recorder, meter
 from targets.machine import Load
 from targets.onset import find_onset
 from targets.runtime import Array
+from targets.samples import write_samples
 from targets.sustained_run import Job, Windows
 
 WINDOWS = 240  # aimed at
@@ -78,15 +79,10 @@ def sustain(
     cores = load.quietest(device.threads)
     with tempfile.TemporaryDirectory(prefix="kdc-sustained-") as name:
         folder = Path(name)
-        stored = None
-        if inputs is not None:
-            stored = folder / "inputs.npz"
-            arrays: dict[str, Any] = {str(index): array for index, array in enumerate(inputs)}
-            np.savez(stored, **arrays)
         job = Job(
             device=device,
             file=DeviceFile(file.path.resolve(), file.runtime),
-            inputs=stored,
+            inputs=write_samples(inputs, folder),
             seed=seed,
             cores=cores,
             seconds=seconds,

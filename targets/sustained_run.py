@@ -15,6 +15,7 @@ from kdc.core.spec import DeviceFile
 from targets.apart import serve
 from targets.machine import pin
 from targets.runtime import feeds, runtime_of
+from targets.samples import read_samples
 
 WARM_UP_RUNS = 3  # no more: how a cool machine begins is a part of what is looked for
 
@@ -46,11 +47,7 @@ def work(text: str) -> str:
     runtime = runtime_of(job.device)
     runtime.prepare()
     engine = runtime.load(job.file, job.device)
-    samples = None
-    if job.inputs is not None:
-        with np.load(job.inputs, allow_pickle=False) as stored:
-            samples = [stored[str(index)] for index in range(len(stored.files))]
-    batches = feeds(engine, samples, job.device.batch, np.random.default_rng(job.seed))
+    batches = feeds(engine, read_samples(job.inputs), job.device.batch, np.random.default_rng(job.seed))
     for index in range(WARM_UP_RUNS):
         engine.run(batches[index % len(batches)])
     gc.collect()

@@ -26,6 +26,7 @@ from targets.job import Done, FileTiming, Job, device_of, packed
 from targets.machine import end_with_parent, peak_bytes, pin, reset_peak
 from targets.proc import resident_bytes
 from targets.runtime import Array, feeds, runtime_of
+from targets.samples import read_samples
 from targets.sweep import Sweep
 
 WINDOW_NS = 5_000_000  # one window of the warm-up
@@ -249,13 +250,6 @@ def _answers(job: Job, samples: list[Array] | None) -> Done:
     return Done(answers=tuple(packed(np.concatenate(output)) for output in outputs))
 
 
-def _samples(path: Path | None) -> list[Array] | None:
-    if path is None:
-        return None
-    with np.load(path, allow_pickle=False) as stored:
-        return [stored[str(index)] for index in range(len(stored.files))]
-
-
 _MODES = {"time": _time, "cold": _cold, "memory": _memory, "inputs": _inputs, "answers": _answers}
 
 
@@ -266,7 +260,7 @@ def main(job_path: str, result_path: str) -> None:
     pinned = pin(job.cores)
     job = replace(job, cores=job.cores if pinned else None)
     try:
-        done = _MODES[job.mode](job, _samples(job.inputs))
+        done = _MODES[job.mode](job, read_samples(job.inputs))
     except TargetError as error:
         done = Done(error=str(error))
     Path(result_path).write_text(replace(done, pinned=pinned).as_json())

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 if TYPE_CHECKING:
     from kdc.core.device import Device
     from kdc.core.spec import DeviceFile
-    from targets.measure import Comparison
+    from targets.measured import Comparison
     from targets.nodes import NodeProfile
     from targets.on_paper import OnPaper
     from targets.roofline import Peaks

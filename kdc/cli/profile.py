@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from json import dumps
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -10,7 +11,7 @@ import typer
 
 if TYPE_CHECKING:
     from kdc.core.observe import Event
-    from targets.measure import Comparison
+    from targets.measured import Comparison
     from targets.noise import Noise
 
 
@@ -60,7 +61,7 @@ def profile(
     from targets.door.enter import entered
     from targets.door.shapes import parse_shapes
     from targets.measure import Settings, compare
-    from targets.noise import beside_itself, noise_of
+    from targets.noise import noise_of, twin_of
     from targets.parts import ready
     from targets.roofline import parse_peaks
 
@@ -97,11 +98,9 @@ def profile(
 
         candidate, *others = files = [ready(path, profiled) for path in paths]
         settings = Settings(seconds=seconds, cold_seconds=seconds if cold else 0, timeout_seconds=timeout)
-        comparison = (
-            beside_itself(candidate, profiled, inputs, settings, seed=seed, emit=show)
-            if self_test
-            else compare(candidate, next(iter(others), None), profiled, inputs, settings, seed=seed, emit=show)
-        )
+        with twin_of(candidate, profiled) if self_test else nullcontext(candidate) as measured:
+            beside = candidate if self_test else next(iter(others), None)
+            comparison = compare(measured, beside, profiled, inputs, settings, seed=seed, emit=show)
         looked = looks(files, asked, profiled, inputs, nodes=nodes, peaks=roofs, seed=seed)
     noises = noise_of(comparison, settings.interest) if self_test else ()
     comparison = _as_named(comparison, asked)

@@ -30,7 +30,8 @@ from passes import default_passes
 from passes.export.staged import PLAN, staged_files
 from targets.cascade import is_cascade
 from targets.device import load_device
-from targets.measure import Measured, Profile, Settings, measure
+from targets.measure import Settings, measure
+from targets.measured import Measured, Profile
 from targets.parts import renamed
 from targets.runtime import running
 

@@ -26,8 +26,8 @@ from kdc.driver.plan import Plan, Planned
 from kdc.driver.steps import ONNX, Forecasts, Made, Steps, measuring_parts
 from kdc.numerics.cost import count
 from passes.export.staged import PLAN
-from targets.measure import peak_memories, quick_latencies
 from targets.parts import move, remove, sha256_of_parts
+from targets.quick import peak_memories, quick_latencies
 from targets.runtime import running
 
 TOGETHER = 8  # files timed in one process beside the teacher
@@ -192,7 +192,10 @@ class Lowering:
 
     def _latency_ms(self, name: str, file: DeviceFile, samples: list[Array]) -> float:
         """A file's latency from the store, or measured now: a run that goes on decides by the numbers it began with."""
-        parts: Parts = {"file": sha256_of_parts(file, self.runtime), **measuring_parts(self.inputs.device)}
+        parts: Parts = {
+            "file": sha256_of_parts(file, self.runtime),
+            **measuring_parts(self.inputs.device, "targets.quick"),
+        }
         entry = self.steps.store.find(name, key_of(parts))
         if entry is None:
             (latency_ms,) = quick_latencies([file], self.inputs.device, samples)

@@ -7,7 +7,8 @@ from typing import Any
 from pydantic import BaseModel, Field
 
 from kdc.core.budget import Verdict
-from targets.measure import Latency, Ratio
+from targets.latency import Latency
+from targets.ratio import Ratio
 
 SCHEMA_VERSION = 3
 

@@ -9,7 +9,9 @@ from kdc.core.budget import Budget, Verdict
 from kdc.core.errors import TargetError
 from kdc.driver.lowering import Candidate
 from kdc.numerics.stats import Drop, percentile
-from targets.measure import Latency, Profile, Ratio
+from targets.latency import Latency
+from targets.measured import Profile
+from targets.ratio import Ratio
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from targets.measure import BlocksNs
+from targets.latency import BlocksNs
 from targets.nodes import NodeProfile, NodeTime
 from targets.page.svg import BOTTOM, HEIGHT, RIGHT, TOP, WIDTH, across, axes, drawing, number, path, text, upward
 from targets.roofline import Peaks

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from targets.figures import rows, verdict
-from targets.measure import Comparison
+from targets.measured import Comparison
 from targets.nodes import NodeProfile
 from targets.page.charts import TAIL, bars, distribution, roofline, series
 from targets.page.svg import text

@@ -16,7 +16,7 @@ from onnxruntime.quantization import CalibrationDataReader, QuantType, quantize_
 
 from kdc.core.spec import DeviceFile
 from targets.device import load_device
-from targets.measure import quick_latencies
+from targets.quick import quick_latencies
 
 
 class Noise(CalibrationDataReader):

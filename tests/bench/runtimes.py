@@ -31,8 +31,8 @@ from passes.export.lower import lower
 from passes.quantize import Quantize
 from passes.simplify import Simplify
 from targets.device import load_device, names
-from targets.measure import quick_latencies
 from targets.parts import described_by
+from targets.quick import quick_latencies
 from targets.runtime import runtime_of
 
 RECIPES = ("models/digits/recipe.yaml", "models/fashion_mnist/recipe.yaml")

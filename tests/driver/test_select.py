@@ -8,7 +8,9 @@ from kdc.core.budget import Budget, Cost, within
 from kdc.core.errors import TargetError
 from kdc.driver.select import Judged, excess, limits, select
 from kdc.numerics.stats import Drop
-from targets.measure import Latency, Profile, Ratio
+from targets.latency import Latency
+from targets.measured import Profile
+from targets.ratio import Ratio
 
 
 @dataclass

@@ -3,7 +3,9 @@
 from pathlib import Path
 
 from targets.figures import judged, rows, verdict
-from targets.measure import Comparison, Latency, Profile, Ratio
+from targets.latency import Latency
+from targets.measured import Comparison, Profile
+from targets.ratio import Ratio
 
 
 def profile(name, mean_ms=None, cold=None):

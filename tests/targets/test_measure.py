@@ -18,9 +18,12 @@ from targets import site
 from targets.fresh import run_fresh
 from targets.job import Done, FileTiming, Job, device_of, fields_of
 from targets.machine import Load, Watch, peak_bytes
-from targets.measure import Measured, Settings, compare, judge, measure, quick_latencies
+from targets.measure import Settings, compare, measure
+from targets.measured import Measured
 from targets.proc import resident_bytes
 from targets.process import Workplace
+from targets.quick import quick_latencies
+from targets.ratio import judge
 from targets.sweep import sweep_bytes
 from targets.worker import _Subject
 

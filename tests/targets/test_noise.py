@@ -6,15 +6,19 @@ import numpy as np
 import pytest
 from scipy import stats as truth
 
-from targets.measure import Comparison, Settings, judge
-from targets.noise import beside_itself, noise_of
+from targets.measure import Settings, compare
+from targets.measured import Comparison
+from targets.noise import noise_of, twin_of
+from targets.ratio import judge
 
 SHORT = Settings(seconds=0.2, processes_min=3, processes_max=3, slice_seconds=0.02, cold_seconds=0.1)
 
 
 @pytest.fixture
 def compared(device, linear):
-    return beside_itself(linear("whole.onnx", external=True)[0], device, settings=SHORT)
+    file = linear("whole.onnx", external=True)[0]
+    with twin_of(file, device) as twin:
+        return compare(twin, file, device, settings=SHORT)
 
 
 def test_a_copy_has_all_of_the_files_parts_and_both_regimes_are_told(compared):

@@ -15,8 +15,11 @@ from kdc.core.errors import TargetError
 from kdc.core.observe import Progress
 from kdc.core.spec import DeviceFile
 from kdc.numerics.cost import count
-from targets.measure import Measured, Settings, _cost, measure, quick_latencies
+from targets.cost import cost_of
+from targets.measure import Settings, measure
+from targets.measured import Measured
 from targets.over_inputs import InputTimes, over_inputs
+from targets.quick import quick_latencies
 from targets.skips import skips
 
 WIDTH, LAYERS = 128, 40
@@ -146,12 +149,12 @@ def test_a_cascade_skips_and_costs_the_sum_of_its_stages(tmp_path):
     paths = [listed, *(stage.path for stage in stages)]
     assert skips(paths)
     file, runtime = DeviceFile(listed, "onnxruntime"), SimpleNamespace(suffix=".onnx", files=lambda file: tuple(paths))
-    sha256, size, parameters, macs = _cost(file, runtime)
+    sha256, size, parameters, macs = cost_of(file, runtime)
     assert size == sum(path.stat().st_size for path in paths)
     counts = [count(onnx_ir.load(stage.path)) for stage in stages]
     assert (parameters, macs) == (2 * WIDTH**2, 5 * WIDTH**2) == tuple(map(sum, zip(*counts, strict=True)))
     listed.write_text("{ }")
-    assert _cost(file, runtime)[0] != sha256
+    assert cost_of(file, runtime)[0] != sha256
 
 
 def test_the_mean_lies_between_the_branches_and_tells_the_mix(device, exits, plain):

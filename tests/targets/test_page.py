@@ -7,10 +7,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from targets.measure import Comparison, Latency, Profile, Ratio
+from targets.latency import Latency
+from targets.measured import Comparison, Profile
 from targets.nodes import NodeProfile, NodeTime
 from targets.page.page import render
 from targets.page.svg import Scale, number, text, ticks
+from targets.ratio import Ratio
 from targets.roofline import Peaks
 
 HOSTILE = '<script src="http://evil.example/x.js">alert(1)</script>&\x01"\'.onnx'

@@ -18,9 +18,10 @@ from kdc.core.errors import TargetError
 from kdc.core.spec import DeviceFile
 from targets.answers import answers
 from targets.device import load_device
-from targets.measure import Settings, compare, peak_memories, quick_latencies
+from targets.measure import Settings, compare
 from targets.over_inputs import over_inputs
 from targets.process import Workplace
+from targets.quick import peak_memories, quick_latencies
 from targets.remote import site, ssh
 
 SHORT = Settings(seconds=0.5, processes_min=3, processes_max=3, slice_seconds=0.02)

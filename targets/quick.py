@@ -1,0 +1,76 @@
+"""Short looks at files, one process each: their order by time, and the memory that they take. They judge nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import numpy as np
+
+from kdc.core.device import Device
+from kdc.core.spec import DeviceFile
+from kdc.numerics.stats import mean_over_inputs
+from targets.job import LIMIT_SECONDS
+from targets.process import Workplace
+from targets.runtime import Array, running
+from targets.skips import which_skip
+
+
+def quick_latencies(
+    files: Sequence[DeviceFile],
+    device: Device,
+    inputs: Sequence[Array] | None = None,
+    seconds: float = 1.0,
+    *,
+    cold: bool = False,
+) -> list[float]:
+    """Medians in milliseconds from one fresh process, its blocks interleaved: good enough to rank, not to judge.
+
+    Args: seconds: for each file. cold: whether every run is to find the caches swept.
+
+    Where the work of one of them depends on its input, the means over the inputs, of all.
+
+    Raises: TargetError where a file cannot be loaded or run.
+    """
+    with Workplace(inputs, device) as place:
+        cores = place.watch().quietest(device.threads)
+        mixed = which_skip(files, running(device))
+        job = replace(place.job(files, device, (0, 0), cores), slice_seconds=seconds * len(files), skips=mixed)
+        job = replace(job, mode="cold" if cold else "time")
+        timings = place.run(job).timings
+    return [
+        float(
+            np.mean([mean_over_inputs(block) for block in timing.blocks_ns])
+            if any(mixed)
+            else np.median([np.median(block) for block in timing.blocks_ns])
+        )
+        / 1e6
+        for timing in timings
+    ]
+
+
+def peak_memories(files: Sequence[DeviceFile], device: Device, inputs: Sequence[Array] | None = None) -> list[float]:
+    """The most memory that each file takes, in MB over what the bare runtime takes; each in a process of its own.
+
+    Raises: TargetError where a file cannot be loaded or run.
+    """
+    with Workplace(inputs, device) as place:
+        names = [str(file.path) for file in files]
+        found = peaks_of(files, names, device, place)
+    return [found[name] / 1e6 for name in names]
+
+
+def peaks_of(
+    files: Sequence[DeviceFile],
+    hashes: Sequence[str],
+    device: Device,
+    place: Workplace,
+    limit_seconds: float = LIMIT_SECONDS,
+) -> dict[str, int]:
+    """Peak bytes by the file's hash: each in a process of its own, for memory that one has freed another may use."""
+    peaks: dict[str, int] = {}
+    for file, sha256 in zip(files, hashes, strict=True):
+        if sha256 not in peaks:
+            job = replace(place.job([file], device, (0,)), mode="memory", limit_seconds=limit_seconds)
+            peaks[sha256] = place.run(job).peak_bytes
+    return peaks
