@@ -56,6 +56,7 @@ _NAMES = (
     "load, ms",
     "first run, ms",
     "peak memory, MB",
+    "mapped from files, MB",
     "size, kB",
     "parameters",
     "thousand MACs",
@@ -83,6 +84,7 @@ def _cells(one: Profile) -> Iterable[str | None]:
     yield f"{latency.load_ms:.3g}"
     yield f"{latency.first_ms:.3g}"
     yield f"{one.peak_memory_mb:.1f}"
+    yield f"{one.mapped_mb:.1f}" if one.mapped_mb else None
     yield f"{one.size_mb * 1e3:.1f}"
     yield "unknown" if one.parameters is None else f"{one.parameters:,}"
     yield "unknown" if one.macs is None else f"{one.macs / 1e3:,.1f}"

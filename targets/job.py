@@ -81,14 +81,15 @@ class FileTiming:
 class Done:
     """What one process found, by the job's mode, or an error.
 
-    `timings` in the job's order of files, `peak_bytes` of its one file, `inputs_ns` [file][input], or `answers`: each
-    output [n, ...] of its one file as the bytes of a .npy file in base64. `swept_bytes` is what was read and written
-    before each cold run, for each core.
+    `timings` in the job's order of files, `peak_bytes` and `mapped_bytes` of its one file, `inputs_ns` [file][input], or
+    `answers`: each output [n, ...] of its one file as the bytes of a .npy file in base64. `swept_bytes` is what was read
+    and written before each cold run, for each core.
     """
 
     timings: tuple[FileTiming, ...] = ()
     inputs_ns: tuple[tuple[int, ...], ...] = ()
     peak_bytes: int = 0
+    mapped_bytes: int | None = None
     answers: tuple[str, ...] = ()
     swept_bytes: int = 0
     pinned: bool = False

@@ -24,7 +24,7 @@ from targets.cost import cost_of
 from targets.job import FileTiming
 from targets.measured import Cold, Comparison, Measured, Profile
 from targets.process import Workplace
-from targets.quick import peaks_of
+from targets.quick import memory_of
 from targets.regime import Task
 from targets.runtime import Array, running
 from targets.settings import Settings
@@ -90,7 +90,7 @@ def measure(
     mixed = which_skip(files, runtime)
     with Workplace(inputs, device) as place:
         watch = place.watch()
-        memory = peaks_of(files, [cost[0] for cost in costs], device, place, settings.timeout_seconds)
+        memory = memory_of(files, [cost[0] for cost in costs], device, place, settings.timeout_seconds)
         task = Task(files, device, mixed, settings, seed, emit)
         hot = task.measured(place, watch, "time", settings.seconds)
         cold = task.measured(place, watch, "cold", settings.cold_seconds) if settings.cold_seconds else None
@@ -103,7 +103,8 @@ def measure(
             size_mb=size / 1e6,
             latency=hot.latency(index, emulated),
             cold=cold and cold.latency(index, emulated),
-            peak_memory_mb=memory[sha256] / 1e6,
+            peak_memory_mb=memory[sha256].peak_bytes / 1e6,
+            mapped_mb=_mb(memory[sha256].mapped_bytes),
             parameters=parameters,
             macs=macs,
         )
@@ -126,6 +127,10 @@ def measure(
             samples_ns=cold.samples_ns(),
         ),
     )
+
+
+def _mb(count: int | None) -> float | None:
+    return None if count is None else count / 1e6
 
 
 _NO_INPUTS = "the work depends on the input, and no real ones were given: on these the means may be others (--samples)"

@@ -23,6 +23,10 @@ class Profile(BaseModel, frozen=True, extra="forbid"):
     latency: Latency
     cold: Latency | None = Field(default=None, description="of runs that each found the caches swept, where measured")
     peak_memory_mb: float
+    mapped_mb: float | None = Field(
+        default=None,
+        description="of the file's own pages in the address space, where the runtime maps it; None: untold",
+    )
     parameters: int | None = Field(description="None where the graph is unknown: a file of the runtime's own format")
     macs: int | None
 

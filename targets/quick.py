@@ -10,7 +10,7 @@ import numpy as np
 from kdc.core.device import Device
 from kdc.core.spec import DeviceFile
 from kdc.numerics.stats import mean_over_inputs
-from targets.job import LIMIT_SECONDS
+from targets.job import LIMIT_SECONDS, Done
 from targets.process import Workplace
 from targets.runtime import Array, running
 from targets.skips import which_skip
@@ -56,21 +56,23 @@ def peak_memories(files: Sequence[DeviceFile], device: Device, inputs: Sequence[
     """
     with Workplace(inputs, device) as place:
         names = [str(file.path) for file in files]
-        found = peaks_of(files, names, device, place)
-    return [found[name] / 1e6 for name in names]
+        found = memory_of(files, names, device, place)
+    return [found[name].peak_bytes / 1e6 for name in names]
 
 
-def peaks_of(
+def memory_of(
     files: Sequence[DeviceFile],
     hashes: Sequence[str],
     device: Device,
     place: Workplace,
     limit_seconds: float = LIMIT_SECONDS,
-) -> dict[str, int]:
-    """Peak bytes by the file's hash: each in a process of its own, for memory that one has freed another may use."""
-    peaks: dict[str, int] = {}
+) -> dict[str, Done]:
+    """Peak and mapped bytes by the file's hash: each in a process of its own, for memory that one has freed another may
+    use.
+    """
+    found: dict[str, Done] = {}
     for file, sha256 in zip(files, hashes, strict=True):
-        if sha256 not in peaks:
+        if sha256 not in found:
             job = replace(place.job([file], device, (0,)), mode="memory", limit_seconds=limit_seconds)
-            peaks[sha256] = place.run(job).peak_bytes
-    return peaks
+            found[sha256] = place.run(job)
+    return found

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -15,7 +16,7 @@ def write_samples(samples: Sequence[Array] | None, folder: Path) -> Path | None:
     if samples is None:
         return None
     path = folder / "inputs.npz"
-    arrays = {str(index): array for index, array in enumerate(samples)}
+    arrays: dict[str, Any] = {str(index): array for index, array in enumerate(samples)}
     np.savez(path, **arrays)
     return path
 

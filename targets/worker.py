@@ -24,7 +24,7 @@ from kdc.core.errors import TargetError
 from kdc.numerics.stats import REPEATS, is_steady
 from targets.job import Done, FileTiming, Job, device_of, packed
 from targets.machine import end_with_parent, peak_bytes, pin, reset_peak
-from targets.proc import resident_bytes
+from targets.proc import mapped_bytes, resident_bytes
 from targets.runtime import Array, feeds, runtime_of
 from targets.samples import read_samples
 from targets.sweep import Sweep
@@ -220,7 +220,9 @@ def _inputs(job: Job, samples: list[Array] | None) -> Done:
 
 
 def _memory(job: Job, samples: list[Array] | None) -> Done:
-    """The most memory that is resident while a file is loaded and run, over what the bare runtime takes."""
+    """The most memory that is resident while a file is loaded and run, over what the bare runtime takes; and what of the
+    file is mapped, which the system may take back and read again.
+    """
     device = device_of(job.device)
     runtime = runtime_of(device)
     runtime.prepare()
@@ -231,7 +233,7 @@ def _memory(job: Job, samples: list[Array] | None) -> Done:
     batches = feeds(engine, samples, device.batch, np.random.default_rng(job.seed), limit=1)
     for _ in range(5):
         engine.run(batches[0])
-    return Done(peak_bytes=max(0, peak_bytes() - before))
+    return Done(peak_bytes=max(0, peak_bytes() - before), mapped_bytes=mapped_bytes(job.files[0].path.parent))
 
 
 def _answers(job: Job, samples: list[Array] | None) -> Done:

@@ -1,7 +1,9 @@
 """Measuring: the verdict's arithmetic on made samples, and real runs whose times are not judged."""
 
+import contextlib
 import dataclasses
 import hashlib
+import mmap
 import subprocess
 import sys
 import time
@@ -20,7 +22,7 @@ from targets.job import Done, FileTiming, Job, device_of, fields_of
 from targets.machine import Load, Watch, peak_bytes
 from targets.measure import Settings, compare, measure
 from targets.measured import Measured
-from targets.proc import resident_bytes
+from targets.proc import mapped_bytes, resident_bytes
 from targets.process import Workplace
 from targets.quick import quick_latencies
 from targets.ratio import judge
@@ -217,6 +219,22 @@ def test_peak_memory_counts_the_models_weights(device, linear):
     measured = measure([small], large, device, settings=SHORT)
     assert measured.baseline.peak_memory_mb > weight.nbytes / 1e6
     assert measured.candidates[0].peak_memory_mb < measured.baseline.peak_memory_mb
+
+
+def test_what_is_mapped_of_a_folders_files_is_counted_and_no_more(tmp_path):
+    inner = tmp_path / "inner"
+    inner.mkdir()
+    sizes = {tmp_path / "weights.bin": 5 * mmap.PAGESIZE, inner / "below.bin": 3 * mmap.PAGESIZE}
+    sizes[tmp_path / "library.so.1"] = 7 * mmap.PAGESIZE
+    for path, size in sizes.items():
+        path.write_bytes(bytes(size))
+    assert mapped_bytes(tmp_path) == 0
+    with contextlib.ExitStack() as stack:
+        for path, size in sizes.items():
+            file = stack.enter_context(path.open("rb"))
+            stack.enter_context(mmap.mmap(file.fileno(), size, access=mmap.ACCESS_READ))
+        assert mapped_bytes(tmp_path) == 5 * mmap.PAGESIZE
+    assert mapped_bytes(tmp_path) == 0
 
 
 def job(device, file, **changes):
