@@ -32,9 +32,9 @@ class Job:
     """What one process does. `inputs` is an .npz with arrays "0", "1", ...: samples [n, ...] in call order.
 
     device: a Device's fields. mode: "time" times blocks of batches back to back, "cold" each batch after the caches were
-    swept, "memory" finds the peak of one file, "inputs" times every input at batch 1, `repeats` times, "answers" runs one
-    file on all inputs and gives its outputs. skips: for each file whether its work depends on its input; empty where
-    none's does. limit_seconds: the process is killed when it has taken this long.
+    swept, "memory" finds the peak of one file, "placement" which provider has its nodes, "inputs" times every input at
+    batch 1, `repeats` times, "answers" runs one file on all inputs and gives its outputs. skips: for each file whether its
+    work depends on its input; empty where none's does. limit_seconds: the process is killed when it has taken this long.
     """
 
     device: Mapping[str, Any]
@@ -44,7 +44,7 @@ class Job:
     cores: tuple[int, ...] | None
     slice_seconds: float = 0.0
     rounds_max: int = 20
-    mode: Literal["time", "cold", "memory", "inputs", "answers"] = "time"
+    mode: Literal["time", "cold", "memory", "placement", "inputs", "answers"] = "time"
     skips: tuple[bool, ...] = ()
     repeats: int = REPEATS
     limit_seconds: float = LIMIT_SECONDS
@@ -81,15 +81,16 @@ class FileTiming:
 class Done:
     """What one process found, by the job's mode, or an error.
 
-    `timings` in the job's order of files, `peak_bytes` and `mapped_bytes` of its one file, `inputs_ns` [file][input], or
-    `answers`: each output [n, ...] of its one file as the bytes of a .npy file in base64. `swept_bytes` is what was read
-    and written before each cold run, for each core.
+    `timings` in the job's order of files, `peak_bytes` and `mapped_bytes` or `placed` (a provider, an operator, how many
+    nodes) of its one file, `inputs_ns` [file][input], or `answers`: each output [n, ...] of its one file as the bytes of a
+    .npy file in base64. `swept_bytes` is what was read and written before each cold run, for each core.
     """
 
     timings: tuple[FileTiming, ...] = ()
     inputs_ns: tuple[tuple[int, ...], ...] = ()
     peak_bytes: int = 0
     mapped_bytes: int | None = None
+    placed: tuple[tuple[str, str, int], ...] = ()
     answers: tuple[str, ...] = ()
     swept_bytes: int = 0
     pinned: bool = False

@@ -23,6 +23,7 @@ from kdc.core.spec import DeviceFile
 from targets.cost import cost_of
 from targets.job import FileTiming
 from targets.measured import Cold, Comparison, Measured, Profile
+from targets.placement import placements
 from targets.process import Workplace
 from targets.quick import memory_of
 from targets.regime import Task
@@ -90,7 +91,9 @@ def measure(
     mixed = which_skip(files, runtime)
     with Workplace(inputs, device) as place:
         watch = place.watch()
-        memory = memory_of(files, [cost[0] for cost in costs], device, place, settings.timeout_seconds)
+        hashes = [cost[0] for cost in costs]
+        memory = memory_of(files, hashes, device, place, settings.timeout_seconds)
+        placed = placements(files, hashes, device, place, settings.timeout_seconds)
         task = Task(files, device, mixed, settings, seed, emit)
         hot = task.measured(place, watch, "time", settings.seconds)
         cold = task.measured(place, watch, "cold", settings.cold_seconds) if settings.cold_seconds else None
@@ -107,6 +110,7 @@ def measure(
             mapped_mb=_mb(memory[sha256].mapped_bytes),
             parameters=parameters,
             macs=macs,
+            placement=placed.get(sha256),
         )
         for index, (file, (sha256, size, parameters, macs)) in enumerate(zip(files, costs, strict=True))
     ]

@@ -8,6 +8,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, Field
 
 from targets.latency import BlocksNs, Latency
+from targets.placement import Placement
 from targets.ratio import Ratio, judge
 
 
@@ -29,6 +30,7 @@ class Profile(BaseModel, frozen=True, extra="forbid"):
     )
     parameters: int | None = Field(description="None where the graph is unknown: a file of the runtime's own format")
     macs: int | None
+    placement: Placement | None = Field(default=None, description="where the target has providers beside its CPU")
 
 
 class Cold(BaseModel, frozen=True, extra="forbid"):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -32,7 +33,6 @@ class Job(BaseModel, frozen=True):
     seed: int
     seconds: float
     folder: Path
-    providers: tuple[str, ...] = ("CPUExecutionProvider",)
 
 
 class Found(BaseModel, frozen=True):
@@ -46,29 +46,24 @@ class Found(BaseModel, frozen=True):
 
 def work(text: str) -> str:
     """Load the file as for timing, but with the profiler on, and run it."""
-    import onnxruntime
-
-    from targets.onnxruntime import OrtEngine, _options
+    from targets.onnxruntime import OrtEngine, session_options, start_session
 
     job = Job.model_validate_json(text)
     optimized = job.folder / "optimized.onnx"
 
-    def session(keep: bool) -> object:
-        options = _options(job.device.threads)
+    def session(keep: bool) -> Any:
+        options = session_options(job.device.threads)
         options.enable_profiling = True
         options.profile_file_prefix = str(job.folder / "profile")
         if keep:
             options.optimized_model_filepath = str(optimized)
-        return onnxruntime.InferenceSession(str(job.file.path), options, providers=list(job.providers))
+        return start_session(job.file.path, job.device, options)
 
     try:
         loaded = session(True)
-    except Exception:  # a graph with compiled nodes, or one above 2 GB, cannot be written; it can still be run
+    except TargetError:  # a graph with compiled nodes, or one above 2 GB, cannot be written; it can still be run
         optimized.unlink(missing_ok=True)
-        try:
-            loaded = session(False)
-        except Exception as error:  # onnxruntime's errors share no base of their own
-            raise TargetError(f"{job.file.path}: onnxruntime cannot load it: {error}") from error
+        loaded = session(False)
     engine = OrtEngine(loaded)
     batches = feeds(engine, read_samples(job.inputs), job.device.batch, np.random.default_rng(job.seed))
     runs, start = 0, time.monotonic()
@@ -79,7 +74,7 @@ def work(text: str) -> str:
         if runs == 1 and optimized.exists():
             nodes = len(onnx.load(optimized, load_external_data=False).graph.node)
             most = min(RUNS_MOST, EVENTS_MOST // max(1, nodes))
-    profile = Path(loaded.end_profiling())  # type: ignore[attr-defined]
+    profile = Path(loaded.end_profiling())
     return Found(
         profile=profile,
         optimized=optimized if optimized.exists() else None,

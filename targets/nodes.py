@@ -28,6 +28,7 @@ from targets.cascade import is_cascade
 from targets.node_events import Runs, read_events
 from targets.node_join import Join
 from targets.node_runs import Found, Job
+from targets.onnxruntime import CPU
 from targets.roofline import Bound, Peaks, bound
 from targets.runtime import Array
 from targets.samples import write_samples
@@ -74,15 +75,14 @@ def profile_nodes(
     device: Device,
     inputs: Sequence[Array] | None = None,
     *,
-    providers: Sequence[str] = ("CPUExecutionProvider",),
     peaks: Peaks | None = None,
     seconds: float = 2.0,
     seed: int = 0,
 ) -> NodeProfile:
     """Run a file under the profiler in a fresh process.
 
-    Args: inputs: real samples, one array [n, ...] for each input. providers: to ask for, the preferred one first. peaks:
-    of this machine, to say what bounds each node. seconds: the most that running takes.
+    Args: device: whose providers run it. inputs: real samples, one array [n, ...] for each input. peaks: of this machine,
+    to say what bounds each node. seconds: the most that running takes.
 
     Raises: TargetError where the target's runtime is another, the file cannot be run, or the process died.
     """
@@ -102,7 +102,6 @@ def profile_nodes(
             seed=seed,
             seconds=seconds,
             folder=folder,
-            providers=tuple(providers),
         )
         text = run_apart(
             "targets.node_runs", job, folder, about=f"{file.path} under the profiler", limit_seconds=LIMIT_SECONDS
@@ -111,7 +110,7 @@ def profile_nodes(
         runs = read_events(json.loads(found.profile.read_text()), found.warm_up_runs)
         ran = None if found.optimized is None else onnx_ir.load(found.optimized)
         join = Join(onnx_ir.load(file.path), ran, found.batch)
-        return _profile(file.path, runs, join, tuple(providers), peaks)
+        return _profile(file.path, runs, join, device.providers or (CPU,), peaks)
 
 
 def _profile(path: Path, runs: Runs, join: Join, asked: tuple[str, ...], peaks: Peaks | None) -> NodeProfile:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import importlib.metadata
 import importlib.util
 import shutil
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from kdc.core.devicefile import DeviceFile
 from kdc.core.errors import TargetError
 from targets.cascade import is_cascade, load_cascade, stage_files
-from targets.runtime import Array, Engine, Port, first_line, must_exist
+from targets.runtime import Array, Engine, Placed, Port, first_line, must_exist
 
 if TYPE_CHECKING:  # pydantic's, which a remote device may lack
     from kdc.core.device import Device
@@ -64,13 +65,17 @@ class OnnxRuntime:
 
     def cannot_run(self, device: Device) -> str | None:
         """Which of the profile's providers the installed build does not have."""
-        import onnxruntime
-
-        there = onnxruntime.get_available_providers()
+        there = self.providers()
         absent = [provider for provider in device.providers if provider not in there]
         if not absent:
             return None
         return f"this build of onnxruntime has no {', '.join(absent)}; it has {', '.join(there)}"
+
+    def providers(self) -> tuple[str, ...]:
+        """The execution providers of the installed build."""
+        import onnxruntime
+
+        return tuple(onnxruntime.get_available_providers())
 
     def version(self) -> str:
         """The installed version."""
@@ -81,7 +86,7 @@ class OnnxRuntime:
         import numpy as np
         import onnxruntime
 
-        session = onnxruntime.InferenceSession(_SMALLEST, _options(1), providers=[CPU])
+        session = onnxruntime.InferenceSession(_SMALLEST, session_options(1), providers=[CPU])
         session.run(None, {"x": np.zeros(1, np.float32)})
 
     def build(self, onnx_path: Path, folder: Path, device: Device) -> DeviceFile:
@@ -107,30 +112,56 @@ class OnnxRuntime:
         What the profile's providers cannot do runs on the CPU, as ONNX Runtime has it.
         Raises: TargetError also where a provider is absent or does not start.
         """
-        reason = self.cannot_run(device)
-        if reason is not None:
-            raise TargetError(f"target {device.name}: {reason}", do="choose `providers` among these in the profile")
         if is_cascade(file.path):
-            return load_cascade(file.path, lambda stage: self._session(stage, device), NAME)
-        return self._session(file, device)
+            return load_cascade(file.path, lambda stage: self._engine(stage, device), NAME)
+        return self._engine(file, device)
 
-    def _session(self, file: DeviceFile, device: Device) -> OrtEngine:
-        import onnxruntime
+    def placement(self, file: DeviceFile, device: Device) -> tuple[Placed, ...]:
+        """Which provider has how many nodes of which operator; of a cascade, all stages' together.
 
-        must_exist(file.path)
-        try:
-            session = onnxruntime.InferenceSession(
-                str(file.path), _options(device.threads), providers=[*(device.providers or (CPU,))]
-            )
-        except Exception as error:  # onnxruntime's errors share no base of their own
-            raise TargetError(f"{file.path}: onnxruntime cannot load it: {first_line(error)}") from error
-        idle = [provider for provider in device.providers if provider not in session.get_providers()]
-        if idle:
-            raise TargetError(f"{file.path}: onnxruntime could not start {', '.join(idle)} on this machine")
-        return OrtEngine(session)
+        ONNX Runtime tells it from 1.24 on, as it has shared the nodes out: after basic optimizations, such as the folding
+        of constants, and before a provider fuses what it got. A node that holds graphs (an If) counts, and so do the
+        nodes inside. Source: `Session_GetEpGraphAssignmentInfo` of its C API.
+        """
+        files = stage_files(file.path)[1:] if is_cascade(file.path) else (file.path,)
+        counts: Counter[tuple[str, str]] = Counter()
+        for path in files:
+            options = session_options(device.threads)
+            options.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
+            session = start_session(path, device, options)
+            if not hasattr(session, "get_provider_graph_assignment_info"):
+                return ()
+            for part in session.get_provider_graph_assignment_info():
+                counts.update((part.ep_name, _operator(node)) for node in part.get_nodes())
+        return tuple(Placed(*where, count) for where, count in counts.most_common())
+
+    def _engine(self, file: DeviceFile, device: Device) -> OrtEngine:
+        return OrtEngine(start_session(file.path, device, session_options(device.threads)))
 
 
-def _options(threads: int) -> Any:
+def start_session(path: Path, device: Device, options: Any) -> Any:
+    """An inference session of one ONNX file on the device's providers.
+
+    Raises: TargetError where a provider is absent or does not start, or the file cannot be loaded.
+    """
+    import onnxruntime
+
+    must_exist(path)
+    reason = RUNTIME.cannot_run(device)
+    if reason is not None:
+        raise TargetError(f"target {device.name}: {reason}", do="choose `providers` among these in the profile")
+    try:
+        session = onnxruntime.InferenceSession(str(path), options, providers=[*(device.providers or (CPU,))])
+    except Exception as error:  # onnxruntime's errors share no base of their own
+        raise TargetError(f"{path}: onnxruntime cannot load it: {first_line(error)}") from error
+    idle = [provider for provider in device.providers if provider not in session.get_providers()]
+    if idle:
+        raise TargetError(f"{path}: onnxruntime could not start {', '.join(idle)} on this machine")
+    return session
+
+
+def session_options(threads: int) -> Any:
+    """All optimizations, one operator after another in this many threads, and no log but errors."""
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
@@ -141,6 +172,10 @@ def _options(threads: int) -> Any:
     options.log_severity_level = _ERROR
     options.add_session_config_entry("session.intra_op.allow_spinning", "1")
     return options
+
+
+def _operator(node: Any) -> str:
+    return str(node.op_type) if node.domain in ("", "ai.onnx") else f"{node.domain}::{node.op_type}"
 
 
 def _port(argument: Any) -> Port:

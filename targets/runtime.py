@@ -40,6 +40,14 @@ class Layer(NamedTuple):
     formats: tuple[str, ...]
 
 
+class Placed(NamedTuple):
+    """How many nodes of one operator one execution provider has."""
+
+    provider: str
+    operator: str
+    nodes: int
+
+
 class Engine(Protocol):
     """A loaded model."""
 
@@ -104,6 +112,25 @@ class Inspects(Protocol):
         """Its layers, in their order. Raises: TargetError where it cannot take the model."""
 
 
+@runtime_checkable
+class Places(Protocol):
+    """A runtime that shares a model's nodes out among several execution providers, and tells which got which."""
+
+    def placement(self, file: DeviceFile, device: Device) -> tuple[Placed, ...]:
+        """Where the nodes of a file are, by provider and operator, most first; empty where the runtime cannot tell.
+
+        Raises: TargetError as `Runtime.load`.
+        """
+
+
+@runtime_checkable
+class Offers(Protocol):
+    """A runtime that computes by one of several providers, or on one of several devices."""
+
+    def providers(self) -> tuple[str, ...]:
+        """Those that its installed build has, or finds on this machine: what a profile's `providers` may name here."""
+
+
 _HALF = ("openvino", "tensorrt-rtx", "tensorrt")
 
 NONE = "none"
@@ -154,18 +181,23 @@ def running(device: Device) -> Runtime:
     Raises: TargetError as `runtime_of`, and with the reason where its files cannot be run here.
     """
     runtime = runtime_of(device)
-    if device.address is not None:
-        return runtime
-    here = platform.machine()
-    reason = runtime.cannot_run(device)
-    if device.architecture not in ("", here):
-        reason = f"it is {device.architecture}, and this machine is {here}"
+    reason = why_not_here(device, runtime)
     if reason is not None:
         raise TargetError(
             f"target {device.name}: its files cannot be run here: {reason}",
             do="`kdc build` makes the file here; time and check it where it runs",
         )
     return runtime
+
+
+def why_not_here(device: Device, runtime: Runtime) -> str | None:
+    """Why a device's files cannot be run from this machine; None where they can, or are run over a line."""
+    if device.address is not None:
+        return None
+    here = platform.machine()
+    if device.architecture not in ("", here):
+        return f"it is {device.architecture}, and this machine is {here}"
+    return runtime.cannot_run(device)
 
 
 def feeds(

@@ -25,7 +25,7 @@ from kdc.numerics.stats import REPEATS, is_steady
 from targets.job import Done, FileTiming, Job, device_of, packed
 from targets.machine import end_with_parent, peak_bytes, pin, reset_peak
 from targets.proc import mapped_bytes, resident_bytes
-from targets.runtime import Array, feeds, runtime_of
+from targets.runtime import Array, Places, feeds, runtime_of
 from targets.samples import read_samples
 from targets.sweep import Sweep
 
@@ -236,6 +236,13 @@ def _memory(job: Job, samples: list[Array] | None) -> Done:
     return Done(peak_bytes=max(0, peak_bytes() - before), mapped_bytes=mapped_bytes(job.files[0].path.parent))
 
 
+def _placement(job: Job, samples: list[Array] | None) -> Done:
+    """Which provider has which nodes of a file."""
+    device = device_of(job.device)
+    runtime = runtime_of(device)
+    return Done(placed=runtime.placement(job.files[0], device) if isinstance(runtime, Places) else ())
+
+
 def _answers(job: Job, samples: list[Array] | None) -> Done:
     """What a file gives for each input."""
     device = device_of(job.device)
@@ -252,7 +259,14 @@ def _answers(job: Job, samples: list[Array] | None) -> Done:
     return Done(answers=tuple(packed(np.concatenate(output)) for output in outputs))
 
 
-_MODES = {"time": _time, "cold": _cold, "memory": _memory, "inputs": _inputs, "answers": _answers}
+_MODES = {
+    "time": _time,
+    "cold": _cold,
+    "memory": _memory,
+    "placement": _placement,
+    "inputs": _inputs,
+    "answers": _answers,
+}
 
 
 def main(job_path: str, result_path: str) -> None:

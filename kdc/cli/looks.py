@@ -84,6 +84,10 @@ def write_page(page: Path, comparison: Comparison, target: str, looked: Looks) -
     from targets.page.page import render
 
     said = [f"{name} {sentence(paper)}" for name, paper in zip(looked.names, looked.paper, strict=True)]
+    files = (comparison.candidate, comparison.baseline)
+    said += [
+        f"{one.path.name} {one.placement.sentence()}" for one in files if one is not None and one.placement is not None
+    ]
     content = render(comparison, target=target, nodes=looked.nodes, remarks=said)
     try:
         page.write_text(content, encoding="utf-8")

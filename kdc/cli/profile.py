@@ -167,6 +167,11 @@ def _table(comparison: Comparison, target: str) -> None:
     if comparison.cold_ratio is not None and comparison.baseline is not None:
         sentence = judged(comparison.cold_ratio, comparison.candidate.path.name, comparison.baseline.path.name)
         console.print(f"cold: {sentence}")
+    for one in columns:
+        if one.placement is not None:
+            console.print(
+                f"{one.path.name} {one.placement.sentence()}" if len(columns) > 1 else one.placement.sentence()
+            )
     for note in comparison.notes:
         console.print(f"note: {note}")
 

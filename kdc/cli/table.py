@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from rich.console import Console
@@ -90,9 +90,17 @@ def show(report: Report, out: Path) -> None:
             sign = "≥" if verdict.name == "min_speedup" else "≤"
             mark = "met" if verdict.met else "NOT MET (emulated)" if verdict.emulated else "NOT MET"
             console.print(f"  {verdict.name}: {verdict.value:.4g} {sign} {verdict.limit:.4g}  {mark}")
-    for note in report.notes:
-        console.print(f"note: {note}")
+    for line in _said(report):
+        console.print(line)
     console.print(f"\n{out}/{report.ships}, {out}/report.json; {report.seconds:.0f} s in all")
+
+
+def _said(report: Report) -> Iterator[str]:
+    """Which nodes ran where, on a target of several providers; then the notes."""
+    for name, row in (("teacher", report.teacher), ("student", report.student)):
+        if row.placement is not None:
+            yield f"{name} {row.placement.sentence()}"
+    yield from (f"note: {note}" for note in report.notes)
 
 
 def _show_candidates(console: Console, step: StepRow, emulated: str) -> None:

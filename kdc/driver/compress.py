@@ -293,6 +293,7 @@ class _Run:
             parameters=known(profile.parameters),
             macs=known(profile.macs),
             peak_memory_mb=profile.peak_memory_mb,
+            placement=profile.placement,
             sha256=sha256,
         )
 

@@ -8,6 +8,7 @@ from pydantic import BaseModel, Field
 
 from kdc.core.budget import Verdict
 from targets.latency import Latency
+from targets.placement import Placement
 from targets.ratio import Ratio
 
 SCHEMA_VERSION = 3
@@ -43,6 +44,7 @@ class ModelRow(BaseModel, frozen=True, extra="forbid"):
     parameters: int
     macs: int
     peak_memory_mb: float
+    placement: Placement | None = Field(default=None, description="where the target has providers beside its CPU")
     sha256: str
 
 
