@@ -78,10 +78,14 @@ class OpenVino:
 
     def cannot_run(self, device: Device) -> str | None:
         """Where OpenVINO sees no such processor."""
-        there, place = _core().available_devices, _place(device)
+        there, place = self.providers(), _place(device)
         if any(name.split(".")[0] == place for name in there):
             return None
         return f"openvino finds no {place} on this machine; it finds {', '.join(there) or 'nothing'}"
+
+    def providers(self) -> tuple[str, ...]:
+        """The processors that it finds on this machine."""
+        return tuple(_core().available_devices)
 
     def version(self) -> str:
         """The installed version."""

@@ -6,32 +6,36 @@ from typing import Annotated
 
 import typer
 
+from kdc.core.errors import TargetError
+
+USAGE = "kdc targets; kdc targets show NAME"
+
 
 def targets(
-    name: Annotated[str | None, typer.Argument(help="show this target's profile; a path of a .toml too")] = None,
+    words: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="[show NAME]",
+            help="nothing: the list; show: all that a profile says. NAME may be a path of a .toml too",
+        ),
+    ] = None,
 ) -> None:
-    """List the targets; with a name, all that its profile says and where it is from."""
+    """List the targets, or show one."""
     from rich.console import Console
     from rich.table import Table
 
+    from kdc.cli.show_target import show_target
     from targets.device import load_device, names
 
     console = Console(highlight=False, markup=False)
-    table = Table(box=None, pad_edge=False, show_header=False)
-    if name is None:
+    given = list(words or [])
+    if not given:
+        table = Table(box=None, pad_edge=False, show_header=False)
         for known in names():
             table.add_row(known, load_device(known).summary)
-    else:
-        fields = load_device(name).model_dump()
-        fields |= {f"quantization.{key}": value for key, value in (fields.pop("quantization") or {}).items()}
-        for key, value in fields.items():
-            table.add_row(key, _text(value))
-    console.print(table)
-
-
-def _text(value: object) -> str:
-    if value is None or value in ("", ()):
-        return "–"
-    if isinstance(value, bool):
-        return "yes" if value else "no"
-    return ", ".join(map(str, value)) if isinstance(value, tuple) else str(value)
+        console.print(table)
+        return
+    verb = given.pop(0) if given[0] in {"show"} else "show"
+    if len(given) != 1:
+        raise TargetError(f"`kdc targets {verb}` takes one target, got {len(given)}", do=USAGE)
+    show_target(console, load_device(given[0]))

@@ -85,15 +85,9 @@ def test_targets_are_listed_with_one_line_each():
     assert any(line.startswith("cpu-ort") and "ONNX Runtime" in line for line in lines)
 
 
-def test_a_target_shows_every_field_of_its_profile():
-    shown = run("targets", "cpu-ort").stdout
-    for field in ("threads", "opset", "channel_alignment", "quantization.activations", "uint8", "alignment.py"):
-        assert field in shown
-
-
 def test_an_unknown_target_is_an_error_that_names_the_known_ones():
     with pytest.raises(TargetError, match="cpu-ort"):
-        run("targets", "gpu")
+        run("targets", "show", "gpu")
 
 
 def test_the_verbs_are_cheap_to_import():
