@@ -6,14 +6,14 @@ import onnx_ir
 
 from kdc.core.spec import DeviceFile
 from kdc.numerics.cost import count
-from targets.parts import described_by, sha256_of_parts
+from targets.parts import described_by, identity
 from targets.runtime import Runtime
 from targets.skips import onnx_files
 
 
 def cost_of(file: DeviceFile, runtime: Runtime) -> tuple[str, int, int | None, int | None]:
     """SHA-256 and bytes of all that is loaded; parameters and multiply-accumulates, where the graph is known."""
-    sha256, size = sha256_of_parts(file, runtime), sum(path.stat().st_size for path in runtime.files(file))
+    sha256, size = identity(file, runtime)
     described = described_by(file, runtime)
     if not described:
         return sha256, size, None, None

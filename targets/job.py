@@ -33,8 +33,12 @@ class Job:
 
     device: a Device's fields. mode: "time" times blocks of batches back to back, "cold" each batch after the caches were
     swept, "memory" finds the peak of one file, "placement" which provider has its nodes, "inputs" times every input at
-    batch 1, `repeats` times, "answers" runs one file on all inputs and gives its outputs. skips: for each file whether its
-    work depends on its input; empty where none's does. limit_seconds: the process is killed when it has taken this long.
+    batch 1, `repeats` times, "answers" runs one file on all inputs and gives its outputs, "stream" runs one file chunk
+    after chunk with its states carried. skips: for each file whether its work depends on its input; empty where none's
+    does. limit_seconds: the process is killed when it has taken this long.
+
+    Of a stream: `chunk_ns` is the time that a chunk covers; paced: whether each chunk waits until it is due; states:
+    outputs, each with the input that takes it; names decide where None.
     """
 
     device: Mapping[str, Any]
@@ -44,10 +48,13 @@ class Job:
     cores: tuple[int, ...] | None
     slice_seconds: float = 0.0
     rounds_max: int = 20
-    mode: Literal["time", "cold", "memory", "placement", "inputs", "answers"] = "time"
+    mode: Literal["time", "cold", "memory", "placement", "inputs", "answers", "stream"] = "time"
     skips: tuple[bool, ...] = ()
     repeats: int = REPEATS
     limit_seconds: float = LIMIT_SECONDS
+    chunk_ns: int = 0
+    paced: bool = False
+    states: tuple[tuple[str, str], ...] | None = None
 
     def as_json(self) -> str:
         """One line of JSON."""
@@ -84,6 +91,9 @@ class Done:
     `timings` in the job's order of files, `peak_bytes` and `mapped_bytes` or `placed` (a provider, an operator, how many
     nodes) of its one file, `inputs_ns` [file][input], or `answers`: each output [n, ...] of its one file as the bytes of a
     .npy file in base64. `swept_bytes` is what was read and written before each cold run, for each core.
+
+    Of a stream's chunks: `spent_ns` each took, `answered_ns` from when it was due until it was done; `states` that were
+    carried (output, input), `broken` those that are no numbers at the end.
     """
 
     timings: tuple[FileTiming, ...] = ()
@@ -93,6 +103,12 @@ class Done:
     placed: tuple[tuple[str, str, int], ...] = ()
     answers: tuple[str, ...] = ()
     swept_bytes: int = 0
+    spent_ns: tuple[int, ...] = ()
+    answered_ns: tuple[int, ...] = ()
+    load_ns: int = 0
+    first_ns: int = 0
+    states: tuple[tuple[str, str], ...] = ()
+    broken: tuple[str, ...] = ()
     pinned: bool = False
     error: str | None = None
 

@@ -30,6 +30,11 @@ def sha256_of_parts(file: DeviceFile, runtime: Runtime) -> str:
     return sha.hexdigest()
 
 
+def identity(file: DeviceFile, runtime: Runtime) -> tuple[str, int]:
+    """SHA-256 and bytes of all that is loaded."""
+    return sha256_of_parts(file, runtime), sum(path.stat().st_size for path in runtime.files(file))
+
+
 def renamed(file: DeviceFile, runtime: Runtime, stem: str) -> dict[str, Path]:
     """A new name for each part, the file itself first, so that they still find each other; where each lies now."""
     old = file.path.stem

@@ -203,20 +203,41 @@ def why_not_here(device: Device, runtime: Runtime) -> str | None:
 def feeds(
     engine: Engine, samples: Sequence[Array] | None, batch: int, generator: np.random.Generator, limit: int = 256
 ) -> list[list[Array]]:
-    """Batches for an engine, each one array for each input, from real samples or else from random numbers.
+    """Batches for an engine, each one array for each input: `batches_for` all of its inputs."""
+    return batches_for(engine.inputs, samples, batch, generator, limit)
 
-    A free first size is the batch. Real samples are cast within their kind (float64 to float32), never across it.
 
-    Args: samples: one array [n, ...] for each input, in call order. limit: the most batches given.
+def batches_for(
+    ports: Sequence[Port], samples: Sequence[Array] | None, batch: int, generator: np.random.Generator, limit: int = 256
+) -> list[list[Array]]:
+    """Batches, each one array for each port, from real samples or else from random numbers.
 
-    Raises: TargetError where the samples do not fit the engine, or another size is free and no sample tells it.
+    A free first size is the batch. Real samples are cast within their kind (float64 to float32), never across it. A port
+    of no dimension takes the same number in every batch.
+
+    Args: samples: one array [n, ...] for each port, in call order, or [] for one of no dimension. limit: the most
+    batches given.
+
+    Raises: TargetError where the samples do not fit the ports, or another size is free and no sample tells it.
     """
     if samples is None:
-        return [[_random(port, batch, generator) for port in engine.inputs] for _ in range(4)]
-    if len(samples) != len(engine.inputs):
-        raise TargetError(f"the model takes {len(engine.inputs)} inputs, the samples have {len(samples)}")
-    columns = [_batches(port, array, batch, limit) for port, array in zip(engine.inputs, samples, strict=True)]
-    return [list(row) for row in zip(*columns, strict=True)]
+        return [[_random(port, batch, generator) for port in ports] for _ in range(4)]
+    if len(samples) != len(ports):
+        raise TargetError(f"the model takes {len(ports)} inputs, the samples have {len(samples)}")
+    columns = [
+        [array.astype(port.dtype)] if _is_constant(port, array) else _batches(port, array, batch, limit)
+        for port, array in zip(ports, samples, strict=True)
+    ]
+    count = max((len(column) for column in columns), default=0)
+    same = [
+        column * count if _is_constant(port, array) else column
+        for column, port, array in zip(columns, ports, samples, strict=True)
+    ]
+    return [list(row) for row in zip(*same, strict=True)]
+
+
+def _is_constant(port: Port, array: Array) -> bool:
+    return port.shape == () and array.ndim == 0 and np.can_cast(array.dtype, port.dtype, "same_kind")
 
 
 def must_exist(path: Path) -> None:

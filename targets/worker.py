@@ -27,6 +27,7 @@ from targets.machine import end_with_parent, peak_bytes, pin, reset_peak
 from targets.proc import mapped_bytes, resident_bytes
 from targets.runtime import Array, Places, feeds, runtime_of
 from targets.samples import read_samples
+from targets.stream_work import stream
 from targets.sweep import Sweep
 
 WINDOW_NS = 5_000_000  # one window of the warm-up
@@ -187,7 +188,9 @@ def _limit(job: Job, samples: list[Array] | None) -> int:
     """As many batches as `MIXED_BYTES` hold for all files, but never fewer than other files get."""
     if samples is None:
         return BATCHES
-    batch_bytes = sum(array.nbytes // max(1, len(array)) for array in samples) * device_of(job.device).batch
+    batch_bytes = (
+        sum(array.nbytes // max(1, len(np.atleast_1d(array))) for array in samples) * device_of(job.device).batch
+    )
     return max(BATCHES, MIXED_BYTES // max(1, batch_bytes * len(job.files)))
 
 
@@ -266,6 +269,7 @@ _MODES = {
     "placement": _placement,
     "inputs": _inputs,
     "answers": _answers,
+    "stream": stream,
 }
 
 

@@ -1,4 +1,4 @@
-"""`kdc profile --sustained` and its sweeps: another question than how long one run takes, and another answer."""
+"""`kdc profile --sustained`, its sweeps and `--stream`: another question than how long one run takes, and another answer."""
 
 from __future__ import annotations
 
@@ -15,11 +15,18 @@ if TYPE_CHECKING:
 
 
 class Longer(NamedTuple):
-    """What was asked for, as typed; all None: neither."""
+    """What was asked for, as typed; all as they stand here: nothing."""
 
-    sustained: str | None
-    batches: str | None
-    threads: str | None
+    sustained: str | None = None
+    batches: str | None = None
+    threads: str | None = None
+    stream: str | None = None
+    states: tuple[str, ...] = ()
+
+    def flag(self) -> str:
+        """The first that was typed."""
+        names = ("--sustained", "--batches", "--threads", "--stream", "--state")
+        return next(name for name, value in zip(names, self, strict=True) if value)
 
 
 def run_longer(
@@ -30,26 +37,49 @@ def run_longer(
     inputs: Sequence[Any] | None,
     *,
     seconds: float,
+    timeout: float,
     seed: int,
+    html: Path | None,
     json: bool,
 ) -> bool:
-    """Run what was asked for and print it; False where neither was.
+    """Run what was asked for and print it; False where nothing was.
 
-    Raises: TargetError where both were, or a second file was named.
+    Raises: TargetError where several were, or a second file was named.
     """
-    if asked == Longer(None, None, None):
+    if asked == Longer():
         return False
+    from kdc.cli.stream import run_stream
     from kdc.core.errors import TargetError
     from targets.door.enter import entered
     from targets.door.shapes import parse_shapes
     from targets.parts import ready
     from targets.sustained import parse_seconds, sentences, sustain
 
-    if len(files) > 1 or (asked.sustained and (asked.batches or asked.threads)):
+    questions = (asked.sustained, asked.batches or asked.threads, asked.stream)
+    if len(files) > 1 or len([one for one in questions if one]) > 1:
         raise TargetError(
-            "--sustained and sweeps (--batches, --threads) take one file, and one of the two at a time",
+            "--sustained, --stream and sweeps (--batches, --threads) take one file, and one of them at a time",
             do="run kdc profile once for each",
         )
+    if asked.states and asked.stream is None:
+        raise TargetError("--state is of a stream's chunks", do="add the time that one covers, such as --stream 10ms")
+    if asked.stream is not None:
+        run_stream(
+            asked.stream,
+            asked.states,
+            files[0],
+            shapes,
+            device,
+            inputs,
+            seconds=seconds,
+            timeout=timeout,
+            seed=seed,
+            html=html,
+            json=json,
+        )
+        return True
+    if html is not None:
+        raise TargetError("--html draws runs, not --sustained, --batches or --threads", do="leave it out")
     with entered(files, parse_shapes(shapes), real_inputs=inputs is not None) as paths:
         file = ready(paths[0], device)
         if asked.sustained:

@@ -79,7 +79,6 @@ def write_page(page: Path, comparison: Comparison, target: str, looked: Looks) -
 
     Raises: FolderError where it cannot be written.
     """
-    from kdc.core.errors import FolderError
     from targets.on_paper import sentence
     from targets.page.page import render
 
@@ -88,7 +87,16 @@ def write_page(page: Path, comparison: Comparison, target: str, looked: Looks) -
     said += [
         f"{one.path.name} {one.placement.sentence()}" for one in files if one is not None and one.placement is not None
     ]
-    content = render(comparison, target=target, nodes=looked.nodes, remarks=said)
+    put_page(page, render(comparison, target=target, nodes=looked.nodes, remarks=said))
+
+
+def put_page(page: Path, content: str) -> None:
+    """Write a page.
+
+    Raises: FolderError where it cannot be written.
+    """
+    from kdc.core.errors import FolderError
+
     try:
         page.write_text(content, encoding="utf-8")
     except OSError as error:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from contextlib import nullcontext
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from json import dumps
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -10,8 +11,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 if TYPE_CHECKING:
-    from kdc.core.observe import Event
-    from targets.measured import Comparison
+    from kdc.core.device import Device
+    from kdc.core.observe import Emit, Event
+    from targets.measured import Comparison, Profile
     from targets.noise import Noise
 
 
@@ -40,6 +42,13 @@ def profile(
     sustained: Annotated[
         str | None, typer.Option(metavar="10m", help="instead: run back to back so long, and look for throttling")
     ] = None,
+    stream: Annotated[
+        str | None, typer.Option(metavar="10ms", help="instead: chunk by chunk; the time that one chunk covers")
+    ] = None,
+    state: Annotated[
+        list[str] | None,
+        typer.Option(metavar="OUT=IN", help="of a stream, carried between chunks; repeatable, or none"),
+    ] = None,
     batches: Annotated[str | None, typer.Option(metavar="1,2,4", help="instead: a table of batch sizes")] = None,
     threads: Annotated[str | None, typer.Option(metavar="1,2", help="instead: a table of numbers of threads")] = None,
     html: Annotated[
@@ -49,14 +58,9 @@ def profile(
     json: Annotated[bool, typer.Option("--json", help="print JSON with all samples, nothing else")] = False,
 ) -> None:
     """Time a file on a target, with intervals; with --against, say which of the two is faster."""
-    from rich.console import Console
-    from rich.progress import BarColumn, TextColumn
-    from rich.progress import Progress as Bar
-
     from kdc.cli.longer import Longer, run_longer
     from kdc.cli.looks import looks, print_looks, with_looks, write_page
     from kdc.core.errors import TargetError
-    from kdc.core.observe import Progress
     from targets.device import load_device
     from targets.door.enter import entered
     from targets.door.shapes import parse_shapes
@@ -70,32 +74,17 @@ def profile(
     profiled = load_device(target, device)
     inputs = None if samples is None else _read(samples)
     asked = [file] if against is None else [file, against]
-    longer = Longer(sustained, batches, threads)
+    longer = Longer(sustained, batches, threads, stream, tuple(state or ()))
     if device is not None and (nodes or sustained is not None):
         raise TargetError("--nodes and --sustained look at this machine alone", do="leave --device out, or them")
-    if run_longer(longer, asked, shape or [], profiled, inputs, seconds=seconds, seed=seed, json=json):
+    if longer != Longer() and (self_test or nodes):
+        raise TargetError("--self-test and --nodes are of runs one by one", do=f"leave them out, or {longer.flag()}")
+    if run_longer(
+        longer, asked, shape or [], profiled, inputs, seconds=seconds, timeout=timeout, seed=seed, html=html, json=json
+    ):
         return
     roofs = None if peaks is None else parse_peaks(peaks)
-    # The bar is drawn between processes only, so that drawing it costs the measurement nothing.
-    console = Console(stderr=True)
-    with (
-        entered(asked, parse_shapes(shape or []), real_inputs=inputs is not None) as paths,
-        Bar(
-            TextColumn("{task.description}"),
-            BarColumn(),
-            TextColumn("{task.completed:.0f} of at most {task.total:.0f} s"),
-            console=console,
-            transient=True,
-            auto_refresh=False,
-            disable=not console.is_terminal,
-        ) as bar,
-    ):
-        task = bar.add_task("", total=seconds)
-
-        def show(event: Event) -> None:
-            if isinstance(event, Progress):
-                bar.update(task, description=event.what, completed=event.done, refresh=True)
-
+    with entered(asked, parse_shapes(shape or []), real_inputs=inputs is not None) as paths, _bar(seconds) as show:
         candidate, *others = files = [ready(path, profiled) for path in paths]
         settings = Settings(seconds=seconds, cold_seconds=seconds if cold else 0, timeout_seconds=timeout)
         with twin_of(candidate, profiled) if self_test else nullcontext(candidate) as measured:
@@ -103,7 +92,7 @@ def profile(
             comparison = compare(measured, beside, profiled, inputs, settings, seed=seed, emit=show)
         looked = looks(files, asked, profiled, inputs, nodes=nodes, peaks=roofs, seed=seed)
     noises = noise_of(comparison, settings.interest) if self_test else ()
-    comparison = _as_named(comparison, asked)
+    comparison = _as_given(comparison, asked, paths, profiled)
     if html is not None:
         write_page(html, comparison, target, looked)
     if json:
@@ -117,12 +106,52 @@ def profile(
         print_looks(looked)
 
 
-def _as_named(comparison: Comparison, asked: list[Path]) -> Comparison:
-    """With the paths that were typed: what ran may be a copy whose sizes are fixed, or what was built from it."""
-    candidate, baseline = comparison.candidate.model_copy(update={"path": asked[0]}), comparison.baseline
-    if baseline is not None:
-        baseline = baseline.model_copy(update={"path": asked[-1]})
-    return comparison.model_copy(update={"candidate": candidate, "baseline": baseline})
+@contextmanager
+def _bar(seconds: float) -> Iterator[Emit]:
+    """A bar on a terminal. It is drawn between processes only, so that drawing it costs the measurement nothing."""
+    from rich.console import Console
+    from rich.progress import BarColumn, TextColumn
+    from rich.progress import Progress as Bar
+
+    from kdc.core.observe import Progress
+
+    console = Console(stderr=True)
+    with Bar(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        TextColumn("{task.completed:.0f} of at most {task.total:.0f} s"),
+        console=console,
+        transient=True,
+        auto_refresh=False,
+        disable=not console.is_terminal,
+    ) as bar:
+        task = bar.add_task("", total=seconds)
+
+        def show(event: Event) -> None:
+            if isinstance(event, Progress):
+                bar.update(task, description=event.what, completed=event.done, refresh=True)
+
+        yield show
+
+
+def _as_given(comparison: Comparison, asked: list[Path], ran: list[Path], device: Device) -> Comparison:
+    """With the files that were typed: what ran may be a copy whose sizes are fixed, or what was built from it.
+
+    A copy's hash is nobody's, so hash and size are those of the file given. What was built has its own.
+    """
+    from kdc.core.spec import DeviceFile
+    from targets.parts import identity
+    from targets.runtime import runtime_of
+
+    def given(one: Profile, at: int) -> Profile:
+        runtime = runtime_of(device)
+        if ran[at] == asked[at] or runtime.suffix != ".onnx":
+            return one.model_copy(update={"path": asked[at]})
+        sha256, size = identity(DeviceFile(asked[at], device.runtime), runtime)
+        return one.model_copy(update={"path": asked[at], "sha256": sha256, "size_mb": size / 1e6})
+
+    baseline = None if comparison.baseline is None else given(comparison.baseline, -1)
+    return comparison.model_copy(update={"candidate": given(comparison.candidate, 0), "baseline": baseline})
 
 
 def _read(path: Path) -> list[Any]:

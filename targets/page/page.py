@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
-from targets.figures import rows, verdict
+from targets import figures
 from targets.measured import Comparison
 from targets.nodes import NodeProfile
 from targets.page.charts import TAIL, bars, distribution, roofline, series
@@ -83,24 +84,23 @@ def render(
 ) -> str:
     """The page as text; it is well-formed XML too.
 
-    Args: nodes: of the files, where they were profiled. remarks: further sentences
-    about the files.
+    Args: nodes: of the files, where they were profiled. remarks: further sentences about the files.
     """
     files = [one for one in (comparison.candidate, comparison.baseline) if one is not None]
     names = [one.path.name for one in files]
-    legend = _legend([(f"f{index}", name) for index, name in enumerate(names)])
+    keys = legend([(f"f{index}", name) for index, name in enumerate(names)])
     title = " against ".join(names)
     cards = [
-        _card("Figures", _figures(comparison, names), wide=True),
-        _card(
+        card("Figures", table(names, list(figures.rows(comparison))), wide=True),
+        card(
             "How long a run takes",
-            legend + distribution(comparison.samples_ns),
+            keys + distribution(comparison.samples_ns),
             f"Dashed: the median. The slowest {1 - TAIL:.0%} may lie outside: the longest run took "
             f"{_longest(comparison):.4g} ms.",
         ),
-        _card(
+        card(
             "Over the processes",
-            legend + series(comparison.samples_ns),
+            keys + series(comparison.samples_ns),
             "Each dot is the median of one block of runs, the line goes through the processes' medians. A slope means "
             "that the machine grew hot or its load changed.",
         ),
@@ -108,24 +108,31 @@ def render(
     for profile in nodes:
         cards += _node_cards(profile)
     said = "".join(f"<p>{text(one)}</p>" for one in (*remarks, *(f"Note: {note}" for note in comparison.notes)))
-    cards.append(_card("Environment", said + _environment(comparison), wide=True))
+    hashes = {f"SHA-256 of {one.path.name}": one.sha256 for one in files}
+    cards.append(card("Environment", said + environment({**comparison.environment, **hashes}), wide=True))
+    return document(title, f"timed on {target}", figures.verdict(comparison), cards)
+
+
+def document(title: str, where: str, verdict: str, cards: Sequence[str]) -> str:
+    """The whole page of these cards, as text."""
     return (
         '<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8"/>'
         f'<meta http-equiv="Content-Security-Policy" content="{_POLICY}"/>'
         '<meta name="viewport" content="width=device-width, initial-scale=1"/>'
         f"<title>{text(title)}</title><style>{_STYLE}</style></head><body><main>"
-        f'<h1>{text(title)}</h1><p class="soft">timed on {text(target)}</p>'
-        f'<p class="verdict">{text(verdict(comparison))}</p>'
+        f'<h1>{text(title)}</h1><p class="soft">{text(where)}</p><p class="verdict">{text(verdict)}</p>'
         f'<div class="cards">{"".join(cards)}</div></main></body></html>\n'
     )
 
 
-def _card(title: str, content: str, below: str = "", *, wide: bool = False) -> str:
+def card(title: str, content: str, below: str = "", *, wide: bool = False) -> str:
+    """One box of the page. Args: content: HTML. below: a sentence under it."""
     said = f'<p class="small">{text(below)}</p>' if below else ""
     return f'<section class="{"wide" if wide else "half"}"><h2>{text(title)}</h2>{content}{said}</section>'
 
 
-def _legend(entries: Sequence[tuple[str, str]]) -> str:
+def legend(entries: Sequence[tuple[str, str]]) -> str:
+    """Names beside their colours. Args: entries: (class of the colour, name)."""
     spans = "".join(f'<span><i class="key {kind}"></i>{text(name)}</span>' for kind, name in entries)
     return f'<div class="legend small">{spans}</div>'
 
@@ -134,9 +141,14 @@ def _longest(comparison: Comparison) -> float:
     return max(ns for file in comparison.samples_ns for process in file for block in process for ns in block) / 1e6
 
 
-def _figures(comparison: Comparison, names: Sequence[str]) -> str:
-    head = "".join(f"<th>{text(name)}</th>" for name in names)
-    body = "".join(f"<tr>{''.join(f'<td>{text(cell)}</td>' for cell in row)}</tr>" for row in rows(comparison))
+def table(columns: Sequence[str], rows: Sequence[tuple[str, ...]]) -> str:
+    """A table of figures; a row's first cell is its name, and a row without any other is left out."""
+    head = "".join(f"<th>{text(column)}</th>" for column in columns)
+    body = "".join(
+        f"<tr><td>{text(name)}</td>{''.join(f'<td>{text(cell)}</td>' for cell in cells)}</tr>"
+        for name, *cells in rows
+        if any(cells)
+    )
     return f'<table class="figures"><tr><th></th>{head}</tr>{body}</table>'
 
 
@@ -149,7 +161,7 @@ def _node_cards(profile: NodeProfile) -> list[str]:
     fallen = profile.fallback()
     if fallen:
         told += f" {len(fallen)} of them did not run in {profile.asked[0]}."
-    cards = [_card(f"Where the time goes: {profile.path.name}", bars(profile), told)]
+    cards = [card(f"Where the time goes: {profile.path.name}", bars(profile), told)]
     drawn = roofline(profile)
     if drawn is not None:
         kinds = [("b-" + kind, f"{kind}-bound") for kind in ("compute", "memory", "overhead")]
@@ -160,21 +172,14 @@ def _node_cards(profile: NodeProfile) -> list[str]:
         )
         if profile.peaks is None:
             said += " No peaks were given (--peaks), so that no roof is drawn."
-        cards.append(_card(f"Roofline: {profile.path.name}", (_legend(kinds) if profile.peaks else "") + drawn, said))
+        cards.append(card(f"Roofline: {profile.path.name}", (legend(kinds) if profile.peaks else "") + drawn, said))
     return cards
 
 
-def _environment(comparison: Comparison) -> str:
-    rows = {
-        **comparison.environment,
-        **{
-            f"SHA-256 of {one.path.name}": one.sha256
-            for one in (comparison.candidate, comparison.baseline)
-            if one is not None
-        },
-    }
+def environment(found: Mapping[str, Any]) -> str:
+    """What the figures hold for, as a table."""
     cells = "".join(
         f"<tr><td>{text(str(name).replace('_', ' '))}</td><td>{text('unknown' if value is None else value)}</td></tr>"
-        for name, value in rows.items()
+        for name, value in found.items()
     )
     return f'<table class="env">{cells}</table>'

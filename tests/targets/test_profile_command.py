@@ -1,10 +1,12 @@
 """`kdc profile` and `kdc targets` as they are typed."""
 
+import hashlib
 import json
 import subprocess
 import sys
 
 import numpy as np
+import onnx
 import pytest
 import typer
 from typer.testing import CliRunner
@@ -69,6 +71,20 @@ def test_json_is_all_that_stdout_holds(linear, tmp_path):
     assert found["candidate"]["parameters"] == 32
     assert found["ratio"]["verdict"] in ("faster", "slower", "no detectable difference")
     assert len(found["samples_ns"]) == 2
+
+
+def test_hash_and_size_are_of_the_file_given_where_a_copy_ran(linear):
+    """A free size besides the batch makes --shape write a copy."""
+    weights, path = linear("free.onnx", external=True)[1], linear("free.onnx", external=True)[0].path
+    model = onnx.load(path, load_external_data=False)
+    for face in (*model.graph.input, *model.graph.output):
+        face.type.tensor_type.shape.dim.insert(1, onnx.TensorShapeProto.Dimension(dim_param="steps"))
+    path.write_bytes(model.SerializeToString())
+    found = json.loads(run("profile", path, "--shape", "x=1,5,8", "--seconds", "0.1", "--no-cold", "--json").stdout)
+    beside = path.with_name("free.onnx.data").read_bytes()
+    assert found["candidate"]["sha256"] == hashlib.sha256(path.read_bytes() + beside).hexdigest()
+    assert found["candidate"]["size_mb"] == pytest.approx((path.stat().st_size + len(beside)) / 1e6)
+    assert found["candidate"]["macs"] == 5 * weights.size
 
 
 def test_samples_that_cannot_be_read_are_named(linear, tmp_path):

@@ -23,6 +23,7 @@ from targets.over_inputs import over_inputs
 from targets.process import Workplace
 from targets.quick import peak_memories, quick_latencies
 from targets.remote import site, ssh
+from targets.stream import streamed
 
 SHORT = Settings(seconds=0.5, processes_min=3, processes_max=3, slice_seconds=0.02)
 
@@ -53,6 +54,13 @@ def test_real_inputs_and_single_inputs_are_timed_there(there, linear):
     assert quick_latencies([file], there, [x], seconds=0.02)[0] > 0
     assert peak_memories([file], there, [x])[0] >= 0
     assert len(over_inputs([file], there, [x], processes=2).of(0)) == 20
+
+
+def test_a_stream_is_run_there(there, linear):
+    found = streamed(linear()[0], there, 2_000_000, states=(), seconds=0.05)
+    assert found.environment["device"].startswith("ssh://")
+    assert found.states == ()
+    assert found.paced.n >= 3 * found.paced.processes
 
 
 def test_answers_come_from_there(there, linear):
