@@ -36,6 +36,7 @@ class Simplify(Pass[Rounds]):
 
     def apply(self, artifact: Any, decision: Rounds) -> Any:
         """A smaller graph; weights behind a DequantizeLinear stay integers, and a cascade's weights in their branches."""
+        from kdc.core.origins import origins_of, write_origins
         from passes.export.branches import join
         from passes.export.staged import is_branched, split, with_free_batch
 
@@ -44,7 +45,9 @@ class Simplify(Pass[Rounds]):
         # Stage by stage: onnxscript lifts a branch's weights out of it, and takes the node that ends a branch for idle.
         staged = split(artifact.model, with_free_batch(artifact.inputs))
         stages = tuple(_smaller(stage, decision.rounds) for stage in staged.models)
-        return artifact.with_model(join(replace(staged, models=stages)))
+        whole = join(replace(staged, models=stages))
+        write_origins(whole, origins_of(artifact.model))
+        return artifact.with_model(whole)
 
 
 def _smaller(model: Any, rounds: int) -> Any:

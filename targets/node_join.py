@@ -1,4 +1,4 @@
-"""What ran, found again in the file: its nodes, their work, and the torch modules that they were written from."""
+"""What ran, found again in the file: its nodes, their work, torch's modules behind them, and the passes that made those."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from itertools import pairwise
 import onnx_ir
 
 from kdc.core.errors import ModelError
+from kdc.core.origins import origin_of, origins_of
 from kdc.numerics.cost import node_macs, with_shapes
 from targets.node_events import Ran
 
@@ -22,6 +23,7 @@ class Join:
     def __init__(self, model: onnx_ir.Model, ran: onnx_ir.Model | None, batch: int) -> None:
         first = {v.shape[0] for v in model.graph.inputs if v.shape is not None and len(v.shape) > 0}
         self._batch = batch if any(not isinstance(size, int) for size in first) else 1
+        self._origins = origins_of(model)
         self._model = with_shapes(model)
         self._nodes = list(onnx_ir.traversal.RecursiveGraphIterator(self._model.graph))
         self._makers = {value.name: node for node in self._nodes for value in node.outputs if value.name}
@@ -85,6 +87,10 @@ class Join:
             if name:
                 return name
         return None
+
+    def made_by(self, module: str | None) -> str | None:
+        """The pass that last changed a module's layer, where the file tells it."""
+        return None if module is None else origin_of(module, self._origins)
 
 
 def module_of(node: onnx_ir.Node) -> str | None:

@@ -49,6 +49,7 @@ class NodeTime(BaseModel, frozen=True, extra="forbid"):
         description="the file's nodes that it stands for, by name; empty: the runtime's own"
     )
     module: str | None = Field(description="torch's name for the module, where the file tells it")
+    made_by: str | None = Field(default=None, description="the pass that last changed that module's layer, likewise")
     macs: int | None = Field(description="of the whole batch; None where a shape is not known")
     moved_bytes: int = Field(description="activations read and written, and weights read once")
     bound: Bound | None = Field(description="None where no peaks were given")
@@ -121,7 +122,7 @@ def _profile(path: Path, runs: Runs, join: Join, asked: tuple[str, ...], peaks: 
     for one, weight, covered in zip(runs.nodes, weighed, join.covered(runs.nodes), strict=True):
         macs, moved = join.macs(covered), one.activation_bytes + join.weight_bytes(covered)
         time_us = median(one.own_us)
-        judged = None
+        judged, module = None, join.module(covered)
         if peaks is not None and macs is not None and time_us > 0:
             int8 = "Integer" in one.operator or one.operator.startswith(("QLinear", "QGemm", "QConv"))
             judged = bound(macs, moved, time_us / 1e6, peaks, int8=int8)
@@ -134,7 +135,8 @@ def _profile(path: Path, runs: Runs, join: Join, asked: tuple[str, ...], peaks: 
                 share=weight / total,
                 ran=len(one.own_us) / count,
                 covers=tuple(node.name or node.op_type for node in covered),
-                module=join.module(covered),
+                module=module,
+                made_by=join.made_by(module),
                 macs=macs,
                 moved_bytes=moved,
                 bound=judged,

@@ -24,6 +24,9 @@ def print_nodes(profile: NodeProfile) -> None:
     table.add_column("operator", overflow="ellipsis", no_wrap=True, max_width=16)
     for name in ("µs", "share", "kMACs"):
         table.add_column(name, justify="right", no_wrap=True)
+    passes = any(node.made_by is not None for node in profile.nodes)
+    if passes:
+        table.add_column("pass", overflow="ellipsis", no_wrap=True, max_width=9)
     if profile.peaks is not None:
         table.add_column("bound by")
     if several:
@@ -37,6 +40,8 @@ def print_nodes(profile: NodeProfile) -> None:
             f"{node.share:.1%}",
             "?" if node.macs is None else f"{node.macs / 1e3:,.0f}" if node.macs else "",
         ]
+        if passes:
+            cells.append(node.made_by or "")
         if profile.peaks is not None:
             cells.append(node.bound or "?")
         if several:

@@ -12,6 +12,7 @@ import torch
 from pydantic import BaseModel
 from torch import nn
 
+from kdc.core.origins import Origins
 from kdc.core.spec import DeviceFile, TensorSpec
 
 M_co = TypeVar("M_co", covariant=True)
@@ -42,13 +43,14 @@ class Artifact(Generic[M_co]):
     """One model at one point of its way from teacher to device file.
 
     `inputs` stand in call order. `lineage` is enough to rebuild the model's structure: start from the teacher, replay
-    each step's decision, load the weights.
+    each step's decision, load the weights. `origins` tell which pass last changed each layer (`kdc.core.changed`).
     """
 
     model: M_co
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
     lineage: tuple[Step, ...] = ()
+    origins: Origins = ()
 
     def with_model(self, model: Any) -> Artifact[Any]:
         """The same place in the lineage, another model."""

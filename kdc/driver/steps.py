@@ -20,6 +20,7 @@ from torch import nn
 from kdc.core import verify
 from kdc.core.artifact import Artifact, Step
 from kdc.core.budget import Budget, Cost
+from kdc.core.changed import with_origins
 from kdc.core.contract import FINDINGS, Context, Fact
 from kdc.core.device import Device
 from kdc.core.errors import KdcError, ModelError
@@ -147,7 +148,7 @@ class Steps:
             partial = kept.with_suffix(".part")
             partial.write_text(decision.model_dump_json())
             partial.replace(kept)
-        applied = settings.apply(incoming, decision)
+        applied = with_origins(incoming, settings.apply(incoming, decision), settings.kind)
         if isinstance(applied.model, nn.Module):
             verify.same_structure(name, applied.model, settings.apply(incoming, decision).model)
         tuned = settings.tune(applied, context)
@@ -246,7 +247,7 @@ def _load(entry: Entry, planned: Planned, previous: Artifact[Any], runtime: str)
     step = Step.model_validate(entry.record["step"])
     if Fact.TORCH in planned.facts:
         decision = planned.settings.decision_type.model_validate(step.decision)
-        artifact = planned.settings.apply(previous, decision)
+        artifact = with_origins(previous, planned.settings.apply(previous, decision), step.kind)
         artifact.model.load_state_dict(load_file(entry.file(WEIGHTS)))
         artifact.model.eval()
     elif Fact.DEVICE in planned.facts:

@@ -55,7 +55,8 @@ class Export(Pass[Interface]):
         A cascade becomes one file for batch 1, and its output `exit` [1] (int64) is the place of the exit taken.
         """
         from kdc.core.cascade import Cascade
-        from passes.export.branches import branched
+        from kdc.core.origins import write_origins
+        from passes.export.branches import branched, layer_name
         from passes.export.lower import lower
 
         cascade = isinstance(artifact.model, Cascade)
@@ -66,11 +67,15 @@ class Export(Pass[Interface]):
             outputs=_renamed(artifact.outputs, outputs),
         )
         if not cascade:
-            return named.with_model(lower(named, decision.opset))
+            model = lower(named, decision.opset)
+            write_origins(model, dict(named.origins))
+            return named.with_model(model)
         taken = TensorSpec(name=decision.outputs[-1], shape=(1,), dtype="int64")
+        model = branched(named, decision.opset, taken.name)
+        write_origins(model, {layer_name(name): origin for name, origin in named.origins})
         return replace(
             named,
-            model=branched(named, decision.opset, taken.name),
+            model=model,
             inputs=tuple(_for_one(spec) for spec in named.inputs),
             outputs=(*(_for_one(spec) for spec in named.outputs), taken),
         )

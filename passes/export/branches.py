@@ -112,6 +112,19 @@ def stage_prefix(place: int) -> str:
     return f"stage_{place + 1}."
 
 
+def layer_name(name: str) -> str:
+    """A cascade's layer as its file knows it: "blocks.1.conv" for "stages.0.blocks.1.conv", and which stage an exit ends.
+
+    Other names stand as they are: a forecast makes a cascade of a model whose layers are still known by the model's own.
+    """
+    match name.split("."):
+        case ["stages", _, *rest] if rest:
+            return ".".join(rest)
+        case ["exits", place, *rest] if place.isdecimal():
+            return ".".join([f"{stage_prefix(int(place))}exit", *rest])
+    return name
+
+
 def _with_exit(stage: nn.Module, exit_: nn.Module, inputs: int) -> nn.Module:
     """A stage and its exit: what the next stage takes, the exit's logits, its confidence.
 

@@ -20,6 +20,7 @@ from torch.export import ExportedProgram
 
 from kdc.core.artifact import Artifact
 from kdc.core.errors import LawError, ModelError
+from kdc.core.origins import origins_of, write_origins
 from kdc.core.spec import TensorSpec
 from kdc.core.trace import trace
 
@@ -87,9 +88,14 @@ def check(model: onnx_ir.Model) -> None:
 
 
 def canonical(model: onnx_ir.Model) -> None:
-    """Take out, in place, all that depends on where and by what the file was made: traces, paths, names of symbols."""
+    """Take out, in place, all that depends on where and by what the file was made: traces, paths, names of symbols.
+
+    Which pass each layer is of stays: it depends on the model's way alone.
+    """
+    origins = origins_of(model)
     common.ClearMetadataAndDocStringPass()(model)
     model.metadata_props.clear()
+    write_origins(model, origins)
     model.doc_string = None
     model.producer_name, model.producer_version = "kdc", None
     graph = model.graph

@@ -18,6 +18,7 @@ import onnx_ir
 from onnx_ir.passes import common
 
 from kdc.core.errors import LawError
+from kdc.core.origins import origins_of, write_origins
 from kdc.core.spec import TensorSpec
 from passes.export.lower import canonical, check
 from targets import run_cascade
@@ -226,7 +227,9 @@ def _stage(
         opset_imports=dict(whole.opset_imports),
     )
     # A clone, for the old file's own `If` still counts as a reader of these values.
-    return onnx_ir.Model(graph, ir_version=whole.ir_version).clone()
+    stage = onnx_ir.Model(graph, ir_version=whole.ir_version).clone()
+    write_origins(stage, origins_of(whole))
+    return stage
 
 
 def _infer(stage: onnx_ir.Model, batch: str) -> None:

@@ -86,11 +86,12 @@ def bars(profile: NodeProfile) -> str:
     rows = []
     for rank, node in enumerate(nodes[:SHOWN], 1):
         name = node.module or (node.covers[0] if node.covers else node.name)
-        held = f" · {node.bound}-bound" if node.bound else ""
+        held = f" · by {node.made_by}" if node.made_by else ""
+        held += f" · {node.bound}-bound" if node.bound else ""
         kind = f"b-{node.bound}" if node.bound else "f0"
         rows.append(
             f'<tr><td class="rank">{rank}</td><td class="node">{text(name)}'
-            f'<span class="small"> {text(node.operator)}{held}</span>'
+            f'<span class="small"> {text(node.operator)}{text(held)}</span>'
             f'<div class="bar {kind}" style="width:{100 * node.share / (longest or 1):.1f}%"></div></td>'
             f'<td class="number">{node.time_us:,.0f} µs</td>'
             f'<td class="number">{node.share:.1%}</td></tr>'

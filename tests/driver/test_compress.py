@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import math
 import signal
 import subprocess
 import sys
@@ -9,14 +10,20 @@ import time
 from pathlib import Path
 
 import numpy as np
+import onnx
+import onnx_ir
 import onnxruntime
 import pytest
 
+from kdc.core.origins import origins_of
+from kdc.core.spec import DeviceFile
 from kdc.driver.check import check
 from kdc.driver.compress import compress
 from kdc.driver.recipe import load_recipe
 from kdc.driver.why import why
 from passes import PASSES
+from targets.device import load_device
+from targets.quick import quick_latencies
 
 pytestmark = pytest.mark.slow
 
@@ -71,6 +78,17 @@ def test_the_report_has_its_keys_and_one_row_a_pass(finished):
     assert [step["kind"] for step in report["steps"]] == ["prune", "quantize"]
     assert sum(step["selected"] for step in report["steps"]) == 1
     assert {"ratio", "low", "high", "verdict"} == report["speedup"].keys()
+
+
+def test_the_students_file_tells_which_pass_last_changed_each_layer(finished):
+    """Three convolutions and the linear layer: pruning to a fifth changes each, and so does quantizing."""
+    _, out, report = finished
+    (shipped,) = (step.kind for step in report.steps if step.selected)
+    (pruned,) = (out / ".kdc").glob("**/prune+simplify*/model.onnx")
+    for path, kind in ((out / "student.onnx", shipped), (pruned, "prune")):
+        found = origins_of(onnx_ir.load(path))
+        assert {name: found[name] for name in ("0", "3", "6", "11")} == dict.fromkeys(("0", "3", "6", "11"), kind)
+    assert origins_of(onnx_ir.load(out / "teacher.onnx")) == {}
 
 
 def test_verify_passes_on_the_run_as_it_is(finished):
@@ -174,6 +192,43 @@ def test_a_killed_run_goes_on_and_ends_with_the_same_student(finished, tmp_path)
     assert steps[0]["steps"] == steps[1]["steps"]
     assert sha(out / "weights.safetensors") == sha(folder / "run" / "weights.safetensors")
     assert sha(out / "student.onnx") == report.student.sha256
+
+
+def test_a_limit_on_cold_runs_is_held_by_cold_runs_and_says_so(finished, tmp_path):
+    """A limit far above what any student takes: that it is met is no claim about this machine."""
+    folder, _, _ = finished
+    report = compress(recipe(folder, "budget.latency_ms@cold=1000"), tmp_path / "run")
+    assert report.met
+    (cold,) = (verdict for verdict in report.budget if verdict.name == "latency_ms@cold")
+    assert cold.met
+    assert cold.value == report.student.cold.high_ms <= cold.limit == 1000
+    assert cold.value != report.student.latency.high_ms
+    assert "latency_ms" not in {verdict.name for verdict in report.budget}
+
+
+def test_a_limit_on_cold_runs_that_no_student_meets_ends_with_3_and_names_it(finished, tmp_path):
+    """Above what the runtime takes for a graph that does nothing, so that it is tried; below what a student takes."""
+    folder, _, report = finished
+    floor_ms = quick_latencies([nothing(tmp_path)], load_device("cpu-ort"), seconds=0.5)[0]
+    limit_ms = math.sqrt(floor_ms * report.student.cold.low_ms)
+    command = [sys.executable, "-m", "kdc.cli.main", "compress", str(folder / "recipe.yaml"), "--quiet"]
+    for number, wanted_ms in enumerate((limit_ms, 1e-6)):
+        out = tmp_path / str(number)
+        asked = [*command, "--max-latency", f"{wanted_ms:.7f}ms@cold", "--out", str(out)]
+        ended = subprocess.run(asked, capture_output=True, text=True, check=False)
+        assert ended.returncode == 3, ended.stderr
+        assert "latency_ms@cold" in ended.stderr
+        assert "latency_ms:" not in ended.stdout
+
+
+def nothing(folder):
+    value = onnx.helper.make_tensor_value_info
+    graph = onnx.helper.make_graph(
+        [onnx.helper.make_node("Identity", ["x"], ["y"])], "g", [value("x", 1, [1, 64])], [value("y", 1, [1, 64])]
+    )
+    path = folder / "nothing.onnx"
+    onnx.save(onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 21)], ir_version=10), path)
+    return DeviceFile(path, "onnxruntime")
 
 
 def test_a_limit_that_cannot_be_met_keeps_the_nearest_and_names_it(finished):

@@ -6,9 +6,11 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import onnx_ir
 import onnxruntime
 import pytest
 
+from kdc.core.origins import origins_of
 from kdc.driver.check import check
 from kdc.driver.compress import compress
 from kdc.driver.recipe import load_recipe
@@ -97,6 +99,9 @@ def test_exits_ship_as_one_file_and_as_stages(finished):
     assert {path.name for path in (out / "cascade").iterdir()} == {
         "cascade.json", "stage-1.onnx", "stage-2.onnx", "run_cascade.py"
     }  # fmt: skip
+    told = [origins_of(onnx_ir.load(out / name)) for name in ("student.onnx", "cascade/stage-1.onnx")]
+    assert told[0] == told[1]
+    assert {one for name, one in told[0].items() if name.startswith("stage_1.exit")} == {"route"}
     manifest = json.loads((out / "manifest.json").read_text())["sha256"]
     assert {"student.onnx", "cascade/cascade.json", "cascade/run_cascade.py"} <= manifest.keys()
 

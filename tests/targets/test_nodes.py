@@ -7,6 +7,7 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from kdc.core.errors import TargetError
+from kdc.core.origins import write_origins
 from kdc.core.spec import DeviceFile
 from targets.node_events import Ran, read_events
 from targets.node_join import Join, module_of
@@ -155,6 +156,15 @@ def test_a_real_profile_finds_every_module_and_all_the_work(device, residual):
     assert found.fallback() == []
     assert by_module["l2.conv"].moved_bytes >= 4 * (2 * 16 * 32 * 32 + 16 * 16 * 9)
     assert {node.bound for node in found.nodes if node.time_us} == {"overhead"}  # no roof is near such peaks
+
+
+def test_the_pass_of_a_layer_is_told_where_the_file_tells_it(device, residual):
+    assert {node.made_by for node in profile_nodes(residual, device, seconds=0.1).nodes} == {None}
+    model = onnx_ir.load(residual.path)
+    write_origins(model, {"l1.conv": "prune", "fc": "quantize"})
+    onnx_ir.save(model, residual.path)
+    found = {node.module: node.made_by for node in profile_nodes(residual, device, seconds=0.1).nodes}
+    assert (found["l1.conv"], found["fc"], found["l2.conv"]) == ("prune", "quantize", None)
 
 
 def test_nodes_elsewhere_than_asked_are_told(device, residual):
