@@ -59,7 +59,7 @@ class Stream:
                 raise TargetError(
                     f"the state {self._engine.outputs[state.output].name!r} came back as {given.dtype} "
                     f"{list(given.shape)}, and was given as {taken.dtype} {list(taken.shape)}",
-                    do="a state keeps its shape: name the right one by --state OUTPUT=INPUT, or fix sizes by --shape",
+                    do="a state keeps its shape: name the right one by --state OUTPUT=INPUT, or fix its sizes by --shape",
                 )
 
     def forget(self) -> None:
@@ -165,10 +165,5 @@ def _chunks(
 
 
 def _zeros(port: Port, batch: int) -> Array:
-    free = [size for size in port.shape[1:] if isinstance(size, str)]
-    if free:
-        raise TargetError(
-            f"the state {port.name!r} has a size that is free, [{', '.join(map(str, port.shape))}]",
-            do=f"fix it: --shape {port.name}=1,...",
-        )
+    """A state at a stream's start. A free size of a state is the batch, wherever it stands; what comes back tells."""
     return np.zeros([size if isinstance(size, int) else batch for size in port.shape], port.dtype)

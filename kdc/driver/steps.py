@@ -34,6 +34,7 @@ from kdc.driver.plan import AnyPass, Planned
 from kdc.driver.sources import digests, versions
 from targets.runtime import runtime_of
 
+WORKER = "targets.worker"
 WEIGHTS, ONNX, DECISION = "weights.safetensors", "model.onnx", "decision.json"
 Forecasts = Callable[[Sequence[Artifact[Any]]], list[Cost | KdcError]]
 
@@ -218,12 +219,15 @@ def _fingerprint(spec: str) -> str:
 
 
 def measuring_parts(device: Device, module: str = "targets.measure") -> Parts:
-    """All that a latency depends on, beside the files that are timed. module: what times them."""
+    """All that a latency depends on, beside the files that are timed.
+
+    Args: module: what times them; the process that it starts, and knows by name alone, is beside it.
+    """
     return {
         "device": device.model_dump(mode="json"),
         "machine": machine(),
         "runtime": versions((device.runtime,)),
-        "source": digests(module) | digests(type(runtime_of(device)).__module__),
+        "source": digests(module) | digests(WORKER) | digests(type(runtime_of(device)).__module__),
     }
 
 

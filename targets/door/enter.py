@@ -7,6 +7,7 @@ import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
+from kdc.core.errors import TargetError
 from targets.cascade import is_cascade, stage_files
 from targets.door.examine import ask_for_shapes, examine
 from targets.door.shapes import Shape, fix_shapes
@@ -22,7 +23,8 @@ def entered(
 
     Args: real_inputs: whether samples are given, so that they tell the free sizes.
 
-    Raises: TargetError where a file is bad, a shape does not fit, or a size is free and nothing tells it.
+    Raises: TargetError where a file is bad, a shape does not fit, or a size is free and nothing tells it; and what is
+    raised while the files are measured, with the files given in place of their copies.
     """
     shapes = shapes or {}
     with tempfile.TemporaryDirectory(prefix="kdc-shapes-") as folder:
@@ -42,7 +44,16 @@ def entered(
                 if not real_inputs:
                     ask_for_shapes(path, examined.inputs if fixed == path else examine(fixed).inputs)
                 found.append(fixed)
-        yield found
+        try:
+            yield found
+        except TargetError as error:
+            text = str(error)
+            for path, copy in zip(paths, found, strict=True):
+                for place in (copy, copy.resolve()):  # by that name it was given to a process
+                    text = text.replace(str(place), str(path)) if copy != path else text
+            if text == str(error):
+                raise
+            raise TargetError(text) from error
 
 
 # What other runtimes load, and ONNX Runtime's own format.

@@ -1,6 +1,8 @@
 """A step's key covers the code that it runs, and no other."""
 
 from kdc.driver.sources import digests
+from kdc.driver.steps import measuring_parts
+from targets.device import load_device
 
 
 def test_a_pass_depends_on_its_own_files_and_on_what_they_import():
@@ -25,3 +27,9 @@ def test_a_changed_line_changes_the_digest_of_that_file_alone(monkeypatch, tmp_p
     )
     after = digests("passes.prune")
     assert {name for name in before if before[name] != after[name]} == {"passes/prune/importance.py"}
+
+
+def test_a_measurement_depends_on_the_process_that_is_started_for_it():
+    """It is named to a new interpreter and imported by nobody."""
+    found = measuring_parts(load_device("cpu-ort"))["source"]
+    assert {"targets/measure.py", "targets/worker.py", "targets/onnxruntime.py"} <= found.keys()

@@ -379,6 +379,19 @@ def test_every_refusal_is_exit_code_2_and_no_traceback(kdc, tmp_path, small):
     assert "Traceback" not in result.stderr
 
 
+def test_what_goes_wrong_with_a_copy_is_said_of_the_file_given(saved):
+    path = saved(build([helper.make_node("Relu", ["x"], ["y"])], [info("x", ["batch", "steps", 8])]))
+
+    def measure():
+        with entered([path], {"x": (1, 5, 8)}) as (copy,):
+            assert copy != path
+            raise TargetError(f"{copy.resolve()}: the runtime cannot load it", do="wait")
+
+    with pytest.raises(TargetError) as error:
+        measure()
+    assert str(error.value) == f"{path}: the runtime cannot load it\n  → wait"
+
+
 def test_a_shape_lets_a_free_model_be_profiled(kdc, saved):
     relu = [helper.make_node("MatMul", ["x", "w"], ["y"])]
     weight = numpy_helper.from_array(np.ones((8, 4), np.float32), "w")

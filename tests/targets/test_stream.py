@@ -174,6 +174,14 @@ def test_what_a_chunk_gave_is_given_to_the_next():
     assert one.broken() == ["sum_out"]
 
 
+def test_a_free_size_of_a_state_is_the_batch():
+    engine = Summing()
+    engine.inputs = (port("x", "batch", 2), port("sum_in", "?", 2))
+    one = Stream(engine, (State(1, 1),), [[np.ones((3, 2), np.float32)]], 3)
+    one.first()
+    assert engine.given[0].tolist() == np.zeros((3, 2)).tolist()
+
+
 def test_a_state_that_comes_back_in_another_shape_is_refused():
     engine = Summing(grows=True)
     one = Stream(engine, (State(1, 1),), [[np.zeros((1, 2), np.float32)]], 1)
