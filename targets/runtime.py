@@ -131,6 +131,14 @@ class Offers(Protocol):
         """Those that its installed build has, or finds on this machine: what a profile's `providers` may name here."""
 
 
+@runtime_checkable
+class FallsBack(Protocol):
+    """A runtime that leaves what its fast kernels lack to general ones, which are slower, and tells so."""
+
+    def fallbacks(self, file: DeviceFile) -> tuple[str, ...]:
+        """What of a built file its fast kernels do not run: the operator of each such call, in the runtime's words."""
+
+
 _HALF = ("openvino", "tensorrt-rtx", "tensorrt")
 
 NONE = "none"
@@ -141,6 +149,7 @@ _MODULES = {
     "openvino": "targets.openvino",
     "ncnn": "targets.ncnn",
     "mnn": "targets.mnn",
+    "executorch": "targets.executorch",
     "tensorrt-rtx": "targets.tensorrt_rtx",
     "tensorrt": "targets.tensorrt",
 }
@@ -244,6 +253,15 @@ def must_exist(path: Path) -> None:
     """Raises: TargetError where there is no such file."""
     if not path.is_file():
         raise TargetError(f"{path}: there is no such file", do="check the path")
+
+
+def slow_part(runtime: Runtime, file: DeviceFile) -> str | None:
+    """A sentence on what a built file leaves to general kernels; None where there is nothing, or the runtime cannot tell."""
+    calls = runtime.fallbacks(file) if isinstance(runtime, FallsBack) else ()
+    if not calls:
+        return None
+    counted = ", ".join(f"{name} ({calls.count(name)})" for name in dict.fromkeys(calls))
+    return f"{file.path.name}: left to {file.runtime}'s general kernels, by how often they are called: {counted}"
 
 
 def first_line(error: Exception) -> str:

@@ -21,7 +21,7 @@ def build(
     """Make the file that a target's runtime loads, and say whether it can be run here."""
     from kdc.core.errors import TargetError
     from targets.device import load_device
-    from targets.runtime import Inspects, runtime_of
+    from targets.runtime import Inspects, runtime_of, slow_part
 
     device = load_device(target)
     runtime = runtime_of(device)
@@ -32,6 +32,9 @@ def build(
         print(f"{path}  {path.stat().st_size:,} bytes")
     if layers and isinstance(runtime, Inspects):
         _table(runtime.layers(file, device))
+    slow = slow_part(runtime, built)
+    if slow is not None:
+        print(slow)
     reason = runtime.cannot_run(device)
     if reason is not None:
         print(f"built, and not run: {reason}")

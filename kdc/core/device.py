@@ -14,6 +14,10 @@ class QuantizationScheme(BaseModel, frozen=True, extra="forbid"):
     symmetric_activations: bool
     per_channel: bool
     int32_bias: bool = Field(description="the bias stands as DequantizeLinear of int32 (else it stays float)")
+    linear_outputs: bool = Field(
+        default=False,
+        description="a linear layer's output is quantized too, as a convolution's is: its integer kernel gives no floats",
+    )
     source: str
 
 

@@ -28,7 +28,7 @@ from kdc.numerics.cost import count
 from passes.export.staged import PLAN
 from targets.parts import move, remove, sha256_of_parts
 from targets.quick import peak_memories, quick_latencies
-from targets.runtime import running
+from targets.runtime import running, slow_part
 
 TOGETHER = 8  # files timed in one process beside the teacher
 FORECAST_SECONDS = 1.0
@@ -111,6 +111,9 @@ class Lowering:
                 onnx = self.steps.folder_of(lowered) / ONNX
                 see(lowered.artifact.model)
         file: DeviceFile = lowered.artifact.model
+        slow = slow_part(self.runtime, file)
+        if slow is not None:
+            self.steps.emit(Note(f"{made.name}: {slow}"))
         entry = self.evaluation.validation(made, file, onnx)
         outputs, taken = loaded(entry)
         labels, task = self.inputs.data.validation.labels.numpy(), self.inputs.task

@@ -27,7 +27,7 @@ def assemble(artifact: Artifact[nn.Module], decision: Ranges) -> fx.GraphModule:
     """
     graph = plain_graph(artifact.model, artifact.inputs)
     _check(set(candidates(graph)), decision)
-    placement = place(graph, decision.layers)
+    placement = place(graph, decision.layers, linear_outputs=decision.scheme.linear_outputs)
     quantizers = _quantizers(placement, decision)
     for name, quantizer in quantizers.items():
         graph.add_submodule(_home(name), quantizer)

@@ -45,7 +45,7 @@ def decide(settings: Quantize, artifact: Artifact[nn.Module], context: Context) 
     layers = tuple(name for name in found if name not in settings.keep_float)
     if not layers:
         context.emit(Note(f"{context.step}: no layer can be quantized; the model stays float"))
-    groups = place(graph, layers).groups
+    groups = place(graph, layers, linear_outputs=scheme.linear_outputs).groups
     measured = ranges(
         graph,
         groups,

@@ -5,7 +5,8 @@ its output. So a tensor is *resident* when it exists as integers only: the outpu
 is its only reader, which the quantizer's own clipping makes free), of an addition, multiplication, average pool or
 concatenation of resident tensors, and what is merely moved or selected from one. A linear layer is quantized at its
 input and its weights; its output stays float, as do the logits, because what follows it (softmax, normalization, GELU)
-is float. What is not named here stays float.
+is float. Where the device's integer kernels give integers alone (`QuantizationScheme.linear_outputs`), it is resident as
+a convolution's is, that of the last layer too. What is not named here stays float.
 """
 
 from __future__ import annotations
@@ -80,14 +81,14 @@ def candidates(graph: fx.GraphModule) -> dict[str, fx.Node]:
     return found
 
 
-def place(graph: fx.GraphModule, layers: Container[str]) -> Placement:
-    """Where quantizers stand when these layers are quantized."""
+def place(graph: fx.GraphModule, layers: Container[str], *, linear_outputs: bool = False) -> Placement:
+    """Where quantizers stand when these layers are quantized. linear_outputs: as the device's scheme says."""
     placement = Placement(layers={n: name for name, n in candidates(graph).items() if name in layers})
     tail = _tail(graph.graph)
     for node in graph.graph.nodes:
         if node in placement.layers:
             _read(placement, node, node.args[0])
-            if node.target in CONVOLUTIONS:
+            if node.target in CONVOLUTIONS or linear_outputs:
                 _reside(placement, _absorbed(node))
         elif node in tail:
             continue

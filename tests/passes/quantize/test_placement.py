@@ -109,6 +109,18 @@ def test_additions_of_float_tensors_and_attention_stay_float(lowered):
             }
 
 
+def test_where_kernels_give_integers_alone_every_linear_layer_writes_them_behind_its_relu(lowered):
+    artifact = lowered.float("perceptron")
+    graph = plain_graph(artifact.model, artifact.inputs)
+    layers = candidates(graph)
+    assert len(layers) == 3
+    for linear_outputs in (False, True):
+        resident = place(graph, set(layers), linear_outputs=linear_outputs).resident
+        readers = [(node, next(iter(node.users))) for node in layers.values()]
+        written = [reader if "relu" in str(reader.target) else node for node, reader in readers]
+        assert [node in resident for node in written] == [linear_outputs] * 3
+
+
 def test_layers_that_share_a_weight_or_are_kept_float_are_not_quantized(lowered):
     artifact = lowered.float("residual")
     graph = plain_graph(artifact.model, artifact.inputs)
