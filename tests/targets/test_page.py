@@ -7,9 +7,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from kdc.cli.nodes import print_nodes
 from targets.latency import Latency
 from targets.measured import Comparison, Profile
 from targets.nodes import NodeProfile, NodeTime
+from targets.page.charts import bars
 from targets.page.page import render
 from targets.page.svg import Scale, number, text, ticks
 from targets.ratio import Ratio
@@ -110,6 +112,23 @@ def page(request):
     if request.param == "without peaks":
         return render(comparison(), target="cpu-ort", nodes=[nodes(peaks=None)])
     return render(comparison(HOSTILE, HOSTILE), target=HOSTILE, nodes=[nodes(HOSTILE)], remarks=[HOSTILE])
+
+
+def test_the_pass_of_a_node_stands_beside_it_on_the_page_and_in_the_terminal(capsys):
+    """`<a>` is no pass: the text of a file must not become the page's."""
+    profile = nodes()
+    given = (*(one.model_copy(update={"made_by": "prune"}) for one in profile.nodes[:1]), *profile.nodes[1:])
+    drawn = bars(profile.model_copy(update={"nodes": given}))
+    assert drawn.count("by prune") == 1
+    assert "by " not in bars(profile)
+    hostile = given[0].model_copy(update={"made_by": "<a>"})
+    assert "by &lt;a&gt;" in bars(profile.model_copy(update={"nodes": (hostile,)}))
+    print_nodes(profile)
+    assert "prune" not in capsys.readouterr().out
+    print_nodes(profile.model_copy(update={"nodes": given}))
+    head, row = (line for line in capsys.readouterr().out.splitlines() if "share" in line or "prune" in line)
+    assert "pass" in head
+    assert max(len(head), len(row)) <= 80
 
 
 def test_every_page_is_well_formed_and_fetches_nothing(page):
