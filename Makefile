@@ -32,7 +32,7 @@ $(INSTALLED): pyproject.toml
 	touch $(INSTALLED)
 
 # The runtimes that a machine without their hardware can have too; tests of one that is absent are skipped with the reason.
-RUNTIMES := openvino ncnn mnn executorch tensorrt-rtx
+RUNTIMES := openvino ncnn mnn executorch tvm tensorrt-rtx
 
 runtimes: install
 	for name in $(RUNTIMES); do \

@@ -151,6 +151,7 @@ _MODULES = {
     "mnn": "targets.mnn",
     "executorch": "targets.executorch",
     "tensorrt-rtx": "targets.tensorrt_rtx",
+    "tvm": "targets.tvm",
     "tensorrt": "targets.tensorrt",
 }
 
@@ -180,6 +181,14 @@ def runtime_of(device: Device) -> Runtime:
     if command is not None:
         raise TargetError(f"target {device.name}: the runtime {device.runtime} is not installed", do=command)
     return runtime
+
+
+def version_of(name: str) -> str | None:
+    """The installed version of a runtime that kdc knows by this name; None where it knows none, or it is absent."""
+    if name not in _MODULES:
+        return None
+    runtime = cast(Runtime, importlib.import_module(_MODULES[name]).RUNTIME)
+    return None if runtime.missing() else runtime.version()
 
 
 def running(device: Device) -> Runtime:

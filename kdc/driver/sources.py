@@ -9,6 +9,8 @@ from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
+from targets.runtime import version_of
+
 OWN = ("kdc", "passes", "targets")
 
 
@@ -34,13 +36,13 @@ def digests(module: str) -> dict[str, str]:
 
 
 def versions(distributions: tuple[str, ...]) -> dict[str, str]:
-    """Installed versions; "absent" where a distribution is not installed."""
+    """Installed versions of distributions and runtimes; "absent" where one is not installed."""
     found = {}
     for name in distributions:
         try:
             found[name] = version(name)
         except PackageNotFoundError:
-            found[name] = "absent"
+            found[name] = version_of(name) or "absent"  # a runtime's distribution may have another name
     return found
 
 

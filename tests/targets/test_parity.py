@@ -18,7 +18,7 @@ from passes.simplify import Simplify
 from targets.device import load_device
 from targets.runtime import runtime_of
 
-TARGETS = ("cpu-ort", "cpu-openvino", "cpu-ncnn", "cpu-mnn", "cpu-executorch", "rtx-trt", "jetson-orin")
+TARGETS = ("cpu-ort", "cpu-openvino", "cpu-ncnn", "cpu-mnn", "cpu-executorch", "cpu-tvm", "rtx-trt", "jetson-orin")
 SAMPLES = 24
 # Of the outputs' root mean square: float32 sums in another order differ by some 1e-6, Winograd's transforms by some 1e-5.
 FLOAT_TOLERANCE = 5e-5
