@@ -15,6 +15,7 @@ from __future__ import annotations
 import importlib.metadata
 import importlib.util
 import os
+import platform
 import shutil
 import sys
 import tempfile
@@ -100,8 +101,6 @@ class Tvm:
 
         Raises: TargetError also where there is no C compiler, or the device is another kind of processor.
         """
-        import platform
-
         import onnx_ir
 
         must_exist(onnx_path)
@@ -120,6 +119,7 @@ class Tvm:
         path = (folder / f"{onnx_path.stem}.so").resolve()
         model = onnx_ir.load(onnx_path)
         ports_of(model, onnx_path)
+        path.unlink(missing_ok=True)  # a new file: this process may have the old one in its memory
         script = str(Path(__file__).with_name("tvm_compile.py"))
         command = [sys.executable, "-P", script, str(onnx_path.resolve()), str(path)]
         convert("TVM's compiler", command, folder, onnx_path, [path])
