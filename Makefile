@@ -32,7 +32,8 @@ $(INSTALLED): pyproject.toml
 	touch $(INSTALLED)
 
 # The runtimes that a machine without their hardware can have too; tests of one that is absent are skipped with the reason.
-RUNTIMES := openvino ncnn mnn executorch tvm tensorrt-rtx
+# litert is left to who wants it: 1.1 GB, and its packages hold typing_extensions below 4.13 and with it pydantic below 2.12.
+RUNTIMES := openvino ncnn mnn executorch coreml tvm tensorrt-rtx
 
 runtimes: install
 	for name in $(RUNTIMES); do \

@@ -139,7 +139,7 @@ class FallsBack(Protocol):
         """What of a built file its fast kernels do not run: the operator of each such call, in the runtime's words."""
 
 
-_HALF = ("openvino", "tensorrt-rtx", "tensorrt")
+_HALF = ("openvino", "tensorrt-rtx", "tensorrt", "coreml")
 
 NONE = "none"
 """The runtime of a profile that has limits alone."""
@@ -149,6 +149,8 @@ _MODULES = {
     "openvino": "targets.openvino",
     "ncnn": "targets.ncnn",
     "mnn": "targets.mnn",
+    "litert": "targets.litert",
+    "coreml": "targets.coreml",
     "executorch": "targets.executorch",
     "tensorrt-rtx": "targets.tensorrt_rtx",
     "tvm": "targets.tvm",

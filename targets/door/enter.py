@@ -58,5 +58,5 @@ def entered(
 
 # What other runtimes load, and ONNX Runtime's own format.
 _OTHERS = frozenset(
-    {".ort", ".xml", ".engine", ".plan", ".trt", ".pte", ".tflite", ".param", ".mnn", ".mlpackage", ".so"}
+    {".ort", ".xml", ".engine", ".plan", ".trt", ".pte", ".tflite", ".param", ".mnn", ".mlpackage", ".zip", ".so"}
 )

@@ -1,5 +1,6 @@
 """Every runtime's outputs against torch's, in every number format that its profile has: one law, all runtimes."""
 
+import mil
 import onnx_ir
 import pytest
 import torch
@@ -18,12 +19,17 @@ from passes.simplify import Simplify
 from targets.device import load_device
 from targets.runtime import runtime_of
 
-TARGETS = ("cpu-ort", "cpu-openvino", "cpu-ncnn", "cpu-mnn", "cpu-executorch", "cpu-tvm", "rtx-trt", "jetson-orin")
+TARGETS = (
+    "cpu-ort", "cpu-openvino", "cpu-ncnn", "cpu-mnn", "cpu-executorch", "cpu-litert", "mac-coreml", "iphone-coreml",
+    "cpu-tvm", "rtx-trt", "jetson-orin",
+)  # fmt: skip
 SAMPLES = 24
 # Of the outputs' root mean square: float32 sums in another order differ by some 1e-6, Winograd's transforms by some 1e-5.
 FLOAT_TOLERANCE = 5e-5
+# Of float16, whose values are rounded by up to 5e-4 of themselves after every operation.
+HALF_TOLERANCE = 5e-3
 # Of what quantization itself changes: rounding ties fall otherwise, float biases are not on the int32 grid.
-INTEGER_SHARE = 0.5
+INTEGER_SHARE = {"float32": 0.5, "float16": 1.0}  # float16 between two quantizers moves values across a tie too
 APPROXIMATES = {("cpu-mnn", "transformer"): 5e-3}  # MNN computes GELU's erf by an approximation of its own
 LACKS = {("cpu-ncnn", "transformer"): "pnnx cannot convert it"}  # ncnn has no five-dimensional reshape
 
@@ -153,6 +159,16 @@ def available(target):
         pytest.skip(str(error).splitlines()[0])
 
 
+def engine_of(runtime, file, device, folder):
+    """What runs a file: its runtime, or a reference that reads the same file; skipped where there is neither."""
+    reason = runtime.cannot_run(device)
+    if reason is None:
+        return runtime.load(file, device)
+    if device.runtime != "coreml":
+        pytest.skip(f"built, and not run: {reason}")
+    return mil.Reference(file, folder)
+
+
 def root_mean_square(x):
     return float(x.square().mean().sqrt())
 
@@ -176,9 +192,7 @@ def test_a_built_file_answers_as_torch_does(target, name, form, floats, tmp_path
         return
     file = runtime.build(path, tmp_path / "built", device)
     assert all(part.is_file() for part in runtime.files(file))
-    if (reason := runtime.cannot_run(device)) is not None:
-        pytest.skip(f"built, and not run: {reason}")
-    engine = runtime.load(file, device)
+    engine = engine_of(runtime, file, device, tmp_path / "unpacked")
     assert [(port.name, port.shape[1:], port.dtype) for port in engine.inputs] == [("image", (3, 16, 16), "float32")]
     x = images(SAMPLES, 99)
     (found,) = (torch.from_numpy(array) for array in engine.run([x.numpy()]))
@@ -187,9 +201,11 @@ def test_a_built_file_answers_as_torch_does(target, name, form, floats, tmp_path
         expected, unquantized = artifact.model(x), exact.model(x)
     assert found.shape == expected.shape
     if form == "float32":
-        allowed = APPROXIMATES.get((target, name), FLOAT_TOLERANCE) * root_mean_square(expected)
+        tolerance = FLOAT_TOLERANCE if device.floats == "float32" else HALF_TOLERANCE
+        allowed = APPROXIMATES.get((target, name), tolerance) * root_mean_square(expected)
         assert float((found - expected).abs().max()) <= allowed
         assert float((singly - expected[:2]).abs().max()) <= allowed
     else:
-        assert root_mean_square(found - expected) <= INTEGER_SHARE * root_mean_square(expected - unquantized)
-        assert root_mean_square(singly - found[:2]) <= INTEGER_SHARE * root_mean_square(expected - unquantized)
+        allowed = INTEGER_SHARE[device.floats] * root_mean_square(expected - unquantized)
+        assert root_mean_square(found - expected) <= allowed
+        assert root_mean_square(singly - found[:2]) <= allowed

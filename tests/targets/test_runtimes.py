@@ -22,7 +22,7 @@ from targets.measure import Settings, compare
 from targets.parts import ready
 from targets.runtime import _MODULES, NONE, running, runtime_of
 
-OWN = ("cpu-openvino", "cpu-ncnn", "cpu-mnn", "cpu-executorch", "cpu-tvm", "rtx-trt")
+OWN = ("cpu-openvino", "cpu-ncnn", "cpu-mnn", "cpu-executorch", "cpu-litert", "cpu-tvm", "rtx-trt")
 
 
 def installed(target):
@@ -122,7 +122,7 @@ def test_a_file_that_is_no_model_is_one_message(target, tmp_path):
         runtime.load(DeviceFile(path, device.runtime), device)
 
 
-@pytest.mark.parametrize("target", ["cpu-openvino", "cpu-ncnn", "cpu-mnn", "cpu-executorch", "cpu-tvm"])
+@pytest.mark.parametrize("target", ["cpu-openvino", "cpu-ncnn", "cpu-mnn", "cpu-executorch", "cpu-litert", "cpu-tvm"])
 def test_an_input_that_does_not_fit_is_refused(target, tmp_path):
     device, runtime = installed(target)
     file = runtime.build(one_node(tmp_path / "relu.onnx", "Relu"), tmp_path / "built", device)
@@ -133,7 +133,7 @@ def test_an_input_that_does_not_fit_is_refused(target, tmp_path):
         engine.run([np.zeros((1, 9), np.float32)])
 
 
-@pytest.mark.parametrize("target", ["cpu-openvino", "cpu-ncnn", "cpu-mnn", "cpu-executorch", "cpu-tvm"])
+@pytest.mark.parametrize("target", ["cpu-openvino", "cpu-ncnn", "cpu-mnn", "cpu-executorch", "cpu-litert", "cpu-tvm"])
 def test_pictures_whose_rows_end_at_no_round_address_come_out_as_they_went_in(target, tmp_path):
     device, runtime = installed(target)
     path = one_node(tmp_path / "relu.onnx", "Relu", shape=("batch", 3, 7, 9))
