@@ -37,7 +37,7 @@ def profile(
     ] = None,
     nodes: Annotated[bool, typer.Option("--nodes", help="where the time goes, by node, after timing")] = False,
     peaks: Annotated[
-        str | None, typer.Option(metavar="FLOPS,BYTES", help="a second, of this machine: what bounds each node")
+        str | None, typer.Option(metavar="FLOPS,BYTES", help="a second: what bounds each node; default: as calibrated")
     ] = None,
     sustained: Annotated[
         str | None, typer.Option(metavar="10m", help="instead: run back to back so long, and look for throttling")
@@ -67,6 +67,7 @@ def profile(
     from targets.measure import Settings, compare
     from targets.noise import noise_of, twin_of
     from targets.parts import ready
+    from targets.predictor.calibration import known_peaks
     from targets.roofline import parse_peaks
 
     if self_test and against is not None:
@@ -83,7 +84,7 @@ def profile(
         longer, asked, shape or [], profiled, inputs, seconds=seconds, timeout=timeout, seed=seed, html=html, json=json
     ):
         return
-    roofs = None if peaks is None else parse_peaks(peaks)
+    roofs = parse_peaks(peaks) if peaks is not None else known_peaks(profiled) if nodes else None
     with entered(asked, parse_shapes(shape or []), real_inputs=inputs is not None) as paths, _bar(seconds) as show:
         candidate, *others = files = [ready(path, profiled) for path in paths]
         settings = Settings(seconds=seconds, cold_seconds=seconds if cold else 0, timeout_seconds=timeout)
