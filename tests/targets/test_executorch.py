@@ -120,7 +120,9 @@ def test_a_file_quantized_to_uint8_for_another_target_gives_the_same_answers(nam
     (found,) = runtime.load(file, device).run([x.numpy()])
     with torch.no_grad():
         expected, unquantized = artifact.model(x).numpy(), floats[name].model(x).numpy()
-    assert np.square(found - expected).mean() <= INTEGER_SHARE**2 * np.square(expected - unquantized).mean()
+    assert (
+        np.square(found - expected).mean() <= INTEGER_SHARE["float32"] ** 2 * np.square(expected - unquantized).mean()
+    )
 
 
 def test_batches_of_any_size_run_in_parts_of_the_device_s(device, runtime, tmp_path):
