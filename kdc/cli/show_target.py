@@ -100,6 +100,7 @@ def _quantization(device: Device) -> Iterator[tuple[str, str]]:
         "per_channel",
         "yes (a scale for each output channel)" if scheme.per_channel else "no (a scale for each tensor)",
     )
+    yield "linear_outputs", "in integers" if scheme.linear_outputs else "in floats"
     yield "int32_bias", "yes (DequantizeLinear of int32)" if scheme.int32_bias else "no (biases stay float)"
 
 

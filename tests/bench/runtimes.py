@@ -2,9 +2,10 @@
 
     python tests/bench/runtimes.py
 
-prints the table of docs/targets.md. The latency is batch 1, one thread; "times" is that of the float32 file in ONNX
-Runtime over it, a geometric mean over rounds with its 95% t interval. In each round every file is timed once, in a fresh
-process of its own and in random order, so that a drift of the machine falls on all.
+prints the table of docs/targets.md; `--targets cpu-litert` prints those rows alone, for LiteRT wants an environment of its
+own. The latency is batch 1, one thread; "times" is that of the float32 file in ONNX Runtime over it, a geometric mean over
+rounds with its 95% t interval. In each round every file is timed once, in a fresh process of its own and in random order,
+so that a drift of the machine falls on all.
 """
 
 import argparse
@@ -64,6 +65,7 @@ def built(artifact, device, folder):
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=8)
+    parser.add_argument("--targets", nargs="+", default=names(), help="beside the reference; default: all")
     arguments = parser.parse_args()
     logging.disable(logging.WARNING)
     torch.set_num_threads(os.cpu_count() or 1)
@@ -72,16 +74,16 @@ def main():
     for recipe in RECIPES:
         inputs = load(load_recipe(Path(recipe), {}, [], PASSES))
         with tempfile.TemporaryDirectory() as folder, torch.no_grad():
-            for row in rows(inputs, Path(folder), arguments.rounds):
+            for row in rows(inputs, Path(folder), arguments.rounds, arguments.targets):
                 print("| " + " | ".join([Path(recipe).parent.name, *row]) + " |", flush=True)
 
 
-def rows(inputs, folder, rounds):
+def rows(inputs, folder, rounds, targets):
     """One row a target and number format."""
     test = inputs.data.test[:COMPARED]
     samples = [tensor[:32].numpy() for tensor in test.inputs]
     found, timed = [], {}
-    for target in names():
+    for target in dict.fromkeys((REFERENCE, *targets)):
         device = load_device(target)
         try:
             runtime = runtime_of(device)
