@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 from kdc.core.devicefile import DeviceFile
 from kdc.core.errors import TargetError
+from targets.fixed_batch import in_batches, is_free
 from targets.ports import ports_path, read_ports, write_ports
 from targets.runtime import Array, Engine, Layer, Port, first_line, must_exist
 
@@ -35,45 +36,10 @@ class ExecutorchEngine:
 
     def __init__(self, program: Any, inputs: tuple[Port, ...], outputs: tuple[Port, ...], batch: int) -> None:
         self.inputs, self.outputs, self._program, self._batch = inputs, outputs, program, batch
-        self._free = [_is_free(port) for port in inputs]
 
     def run(self, inputs: Sequence[Array]) -> list[Array]:
         """Run one batch: one array for each input, in call order; of another size than the program's, part by part."""
-        import numpy as np
-
-        count = self._count(inputs)
-        if count is None or count == self._batch:
-            return self._once(inputs)
-        whole = [port.name for port in self.outputs if not _is_free(port)]
-        if whole:
-            raise TargetError(
-                f"executorch cannot run {count} samples by a program for {self._batch}: {', '.join(whole)} has no batch"
-            )
-        parts = [
-            self._once([self._part(x, free, start) for x, free in zip(inputs, self._free, strict=True)])
-            for start in range(0, count, self._batch)
-        ]
-        return [np.concatenate(column)[:count] for column in zip(*parts, strict=True)]
-
-    def _part(self, array: Array, free: bool, start: int) -> Array:
-        return _filled(array[start : start + self._batch], self._batch) if free else array
-
-    def _count(self, inputs: Sequence[Array]) -> int | None:
-        """How many samples there are; None where the model's own batch is fixed. Raises: TargetError on misfits."""
-        counts = set()
-        for port, array, free in zip(self.inputs, inputs, self._free, strict=True):
-            sizes = zip(port.shape, array.shape, strict=False)
-            if array.ndim != len(port.shape) or any(isinstance(want, int) and want != got for want, got in sizes):
-                raise TargetError(
-                    f"executorch cannot run the model: {port.name} takes {list(port.shape)}, got {list(array.shape)}"
-                )
-            if array.dtype != port.dtype:
-                raise TargetError(f"executorch cannot run the model: {port.name} takes {port.dtype}, got {array.dtype}")
-            if free:
-                counts.add(len(array))
-        if len(counts) > 1:
-            raise TargetError(f"executorch cannot run the model: its inputs have batches of {sorted(counts)}")
-        return counts.pop() if counts else None
+        return in_batches(self._once, self.inputs, self.outputs, inputs, self._batch, NAME)
 
     def _once(self, inputs: Sequence[Array]) -> list[Array]:
         import numpy as np
@@ -150,21 +116,10 @@ class Executorch:
             _set_threads(bindings, device.threads)
             program = bindings._load_for_executorch(str(file.path))
             meta = program.method_meta("forward")
-            batches = {meta.input_tensor_meta(i).sizes()[0] for i, port in enumerate(inputs) if _is_free(port)}
+            batches = {meta.input_tensor_meta(i).sizes()[0] for i, port in enumerate(inputs) if is_free(port)}
         except Exception as error:  # RuntimeErrors of its own
             raise TargetError(f"{file.path}: executorch cannot load it: {first_line(error)}") from error
         return ExecutorchEngine(program, inputs, outputs, batches.pop() if batches else device.batch)
-
-
-def _is_free(port: Port) -> bool:
-    return bool(port.shape) and isinstance(port.shape[0], str)
-
-
-def _filled(array: Array, batch: int) -> Array:
-    """The last sample again and again, until there are as many as the program takes."""
-    import numpy as np
-
-    return array if len(array) == batch else np.concatenate([array, np.repeat(array[-1:], batch - len(array), axis=0)])
 
 
 def _lowered(onnx_path: Path, device: Device) -> tuple[bytes, tuple[Layer, ...]]:

@@ -21,7 +21,7 @@ def fixed_shapes(
 
     Raises: TargetError where another size is free, or the batch is free at some ends and fixed at others.
     """
-    if len({_is_free(port) for port in (*inputs, *outputs)}) > 1:
+    if len({is_free(port) for port in (*inputs, *outputs)}) > 1:
         raise TargetError(
             f"{path}: the batch is free in some of its inputs and outputs and fixed in others",
             do=f"export the model with all of them free, or all fixed, for {runtime}",
@@ -32,15 +32,17 @@ def fixed_shapes(
 def in_batches(
     run: Callable[[Sequence[Array]], list[Array]],
     ports: Sequence[Port],
+    outputs: Sequence[Port],
     inputs: Sequence[Array],
     batch: int,
     runtime: str,
 ) -> list[Array]:
     """Run any number of samples by something that takes `batch` of them, or what is fixed as it is.
 
-    Args: run: takes one array for each port, sized as it was built. ports: what the model takes, in call order.
+    Args: run: takes one array for each port, sized as it was built. ports, outputs: what the model takes, in call order,
+    and gives. An input without the free batch is given to every part as it is.
 
-    Raises: TargetError where the arrays are not what the ports say.
+    Raises: TargetError where the arrays are not what the ports say, or parts would be needed and an output has no batch.
     """
     for port, array in zip(ports, inputs, strict=True):
         sizes = zip(port.shape, array.shape, strict=False)
@@ -50,9 +52,10 @@ def in_batches(
             raise TargetError(
                 f"{runtime} cannot run the model: {port.name} takes {takes}, got {array.dtype} {list(array.shape)}"
             )
-    if not _is_free(ports[0]):
+    free = [is_free(port) for port in ports]
+    if not any(free):
         return run(inputs)
-    counts = {len(array) for array in inputs}
+    counts = {len(array) for array, own in zip(inputs, free, strict=True) if own}
     if len(counts) != 1 or 0 in counts:
         raise TargetError(
             f"{runtime} cannot run the model: it takes as many samples at each input, got {sorted(counts)}"
@@ -60,22 +63,28 @@ def in_batches(
     count = counts.pop()
     if count == batch:
         return run(inputs)
+    whole = [port.name for port in outputs if not is_free(port)]
+    if whole:
+        raise TargetError(
+            f"{runtime} cannot run {count} samples by a program for {batch}: {', '.join(whole)} has no batch"
+        )
     import numpy as np
 
     parts = []
     for start in range(0, count, batch):
         chosen = np.minimum(np.arange(start, start + batch), count - 1)
-        answers = run([array[chosen] for array in inputs])
+        answers = run([array[chosen] if own else array for array, own in zip(inputs, free, strict=True)])
         parts.append([answer[: count - start] for answer in answers])
     return [np.concatenate(column) for column in zip(*parts, strict=True)]
 
 
-def _is_free(port: Port) -> bool:
+def is_free(port: Port) -> bool:
+    """Whether a port's first size is the free batch."""
     return bool(port.shape) and isinstance(port.shape[0], str)
 
 
 def _fixed(port: Port, batch: int, path: Path, runtime: str) -> tuple[int, ...]:
-    sizes = (batch, *port.shape[1:]) if _is_free(port) else port.shape
+    sizes = (batch, *port.shape[1:]) if is_free(port) else port.shape
     shape = tuple(size for size in sizes if isinstance(size, int))
     if len(shape) != len(sizes):
         raise TargetError(

@@ -41,7 +41,7 @@ class LiteRtEngine:
 
     def run(self, inputs: Sequence[Array]) -> list[Array]:
         """Run one batch: one array for each input, in call order."""
-        return in_batches(self._run, self.inputs, inputs, self._batch, NAME)
+        return in_batches(self._run, self.inputs, self.outputs, inputs, self._batch, NAME)
 
     def _run(self, inputs: Sequence[Array]) -> list[Array]:
         try:

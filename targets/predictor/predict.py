@@ -1,7 +1,7 @@
 """How long a model would take: an estimate from a calibration, by kernel, without timing anything.
 
-For search and pruning: read the calibration once, then ask for each candidate's exported file; what is asked costs one
-load and one run of it. An estimate ranks and sorts out; it is never shown as measured, and no budget is met by it.
+Read the calibration once, then ask for any number of files; what is asked costs one load and one run of each. An estimate
+ranks and sorts out; it is never shown as measured, and no budget is met by it. No pass asks for one yet.
 
     calibration = load(device)
     estimate = predict(path, calibration, device)

@@ -24,7 +24,9 @@ class Reference:
         self.program = read_program(unpacked(file, folder))
 
     def run(self, inputs):
-        return in_batches(self._run, self.inputs, inputs, self.program.inputs[0].shape[0], "the reference")
+        return in_batches(
+            self._run, self.inputs, self.outputs, inputs, self.program.inputs[0].shape[0], "the reference"
+        )
 
     def _run(self, inputs):
         return run(self.program, {port.name: x for port, x in zip(self.program.inputs, inputs, strict=True)})

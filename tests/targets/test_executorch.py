@@ -149,9 +149,9 @@ def test_a_fixed_batch_and_another_type_are_refused(device, runtime, tmp_path):
     path = saved(tmp_path / "fixed.onnx", [helper.make_node("Relu", ["x"], ["y"])], [2, 8], [2, 8], {})
     engine = runtime.load(runtime.build(path, tmp_path / "built", device), device)
     assert engine.run([np.ones((2, 8), np.float32)])[0].shape == (2, 8)
-    with pytest.raises(TargetError, match=r"x takes \[2, 8\], got \[3, 8\]"):
+    with pytest.raises(TargetError, match=r"x takes float32 \[2, 8\], got float32 \[3, 8\]"):
         engine.run([np.ones((3, 8), np.float32)])
-    with pytest.raises(TargetError, match="x takes float32, got float64"):
+    with pytest.raises(TargetError, match=r"x takes float32 \[2, 8\], got float64 \[2, 8\]"):
         engine.run([np.ones((2, 8))])
 
 

@@ -14,6 +14,9 @@ FREE = (Port("x", ("batch", 3), "float32"), Port("y", ("batch",), "int64"))
 OUT = (Port("z", ("batch", 3), "float32"),)
 
 
+GIVEN = (Port("z", ("batch", 3), "float32"),)
+
+
 class Fixed:
     """x * y for exactly `batch` samples."""
 
@@ -34,7 +37,7 @@ def test_each_sample_gets_its_own_answer_whatever_the_batch(batch, count):
     x = np.arange(count * 3, dtype=np.float32).reshape(count, 3)
     y = np.arange(1, count + 1)
     model = Fixed(batch)
-    (z,) = in_batches(model, FREE, [x, y], batch, "rt")
+    (z,) = in_batches(model, FREE, GIVEN, [x, y], batch, "rt")
     np.testing.assert_array_equal(z, x * y[:, None])
     assert model.calls == -(-count // batch)
 
@@ -42,7 +45,21 @@ def test_each_sample_gets_its_own_answer_whatever_the_batch(batch, count):
 def test_what_is_fixed_runs_as_it_is():
     ports = (Port("x", (4, 2), "float32"),)
     x = np.ones((4, 2), np.float32)
-    assert in_batches(lambda inputs: [inputs[0].sum()], ports, [x], 1, "rt") == [8.0]
+    assert in_batches(lambda inputs: [inputs[0].sum()], ports, (Port("z", (), "float32"),), [x], 1, "rt") == [8.0]
+
+
+def test_an_input_without_a_batch_is_given_to_every_part():
+    ports = (Port("x", ("batch",), "int64"), Port("factor", (2,), "int64"))
+    seen = []
+
+    def model(inputs):
+        seen.append(inputs[1].tolist())
+        return [inputs[0] * inputs[1].sum()]
+
+    x, factor = np.arange(5), np.array([3, 4])
+    (y,) = in_batches(model, ports, (Port("y", ("batch",), "int64"),), [x, factor], 2, "rt")
+    np.testing.assert_array_equal(y, 7 * x)
+    assert seen == [[3, 4]] * 3
 
 
 @pytest.mark.parametrize(
@@ -57,7 +74,7 @@ def test_what_is_fixed_runs_as_it_is():
 )
 def test_arrays_that_do_not_fit_are_refused(x, y):
     with pytest.raises(TargetError, match="rt cannot run the model"):
-        in_batches(Fixed(1), FREE, [x, y], 1, "rt")
+        in_batches(Fixed(1), FREE, GIVEN, [x, y], 1, "rt")
 
 
 def test_a_free_batch_becomes_the_devices_and_nothing_else_may_be_free():
