@@ -1,9 +1,10 @@
-"""Objectives on the model's outputs."""
+"""The first objective on the model's outputs; its descendants stand in the files beside this one."""
 
 from __future__ import annotations
 
 import torch
-from torch.nn import functional as F
+
+from kdc.distill.objectives.distributions import kl, log_probabilities, matched, per_example
 
 
 def soft_targets(student: torch.Tensor, teacher: torch.Tensor, temperature: float) -> torch.Tensor:
@@ -14,12 +15,9 @@ def soft_targets(student: torch.Tensor, teacher: torch.Tensor, temperature: floa
 
     Args: student, teacher: logits, [batch, ..., classes]. temperature: > 0.
     Returns: nats, [batch]; the mean over the dimensions between, if any.
-    Raises: ValueError where the shapes differ.
-    Source: Hinton et al. 2015, arXiv:1503.02531, section 2.
+    Raises: ModelError where the shapes differ.
+    Source: Hinton et al. 2015, arXiv:1503.02531.
     """
-    if student.shape != teacher.shape:
-        raise ValueError(f"student's logits are {tuple(student.shape)}, the teacher's {tuple(teacher.shape)}")
-    log_p = F.log_softmax(teacher / temperature, dim=-1)
-    log_q = F.log_softmax(student / temperature, dim=-1)
-    divergence = (log_p.exp() * (log_p - log_q)).sum(-1)
-    return divergence.flatten(1).mean(1) * temperature**2 if divergence.dim() > 1 else divergence * temperature**2
+    student, teacher = matched(student, teacher)
+    log_p, log_q = log_probabilities(teacher, temperature), log_probabilities(student, temperature)
+    return per_example(kl(log_p, log_q)) * temperature**2
