@@ -10,6 +10,7 @@ from kdc.core.observe import Emit, silent
 from kdc.driver import compress as driver
 from kdc.driver.recipe import Recipe, load_recipe
 from kdc.driver.report import Report
+from kdc.driver.steps import Kept
 from passes import PASSES
 from targets.device import load_device
 from targets.measure import Settings, compare
@@ -18,17 +19,23 @@ from targets.parts import ready
 
 
 def compress(
-    recipe: str | Path | Recipe, out: str | Path, *, overrides: Mapping[str, Any] | None = None, emit: Emit = silent
+    recipe: str | Path | Recipe,
+    out: str | Path,
+    *,
+    overrides: Mapping[str, Any] | None = None,
+    emit: Emit = silent,
+    kept: Kept | None = None,
 ) -> Report:
     """Run a recipe into the folder `out`, or go on with it where it stopped.
 
     Args: recipe: a recipe's file, or the value. overrides: dotted keys, such as {"budget.max_drop": 0.5}.
+        kept: where and how much of the teacher's answers is kept; it changes no result.
     Returns: the report; `report.met` says whether the whole budget is met (else the nearest student is kept).
     Raises: KdcError; its subclasses say whose mistake it was (see kdc/core/errors.py).
     """
     if not isinstance(recipe, Recipe):
         recipe = load_recipe(Path(recipe), overrides or {}, [], PASSES)
-    return driver.compress(recipe, Path(out), emit)
+    return driver.compress(recipe, Path(out), emit, kept)
 
 
 def profile(

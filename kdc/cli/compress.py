@@ -20,6 +20,15 @@ def compress(
     out: Annotated[Path, typer.Option(help="the folder of the results; a run that stopped goes on in it")],
     quiet: Annotated[bool, typer.Option("--quiet", help="no progress on stderr")] = False,
     log: Annotated[Path | None, typer.Option(help="write every event as a line of JSON")] = None,
+    cache_gb: Annotated[
+        float | None,
+        typer.Option(
+            min=0, metavar="GB", help="for the teacher's answers [a quarter of the free disk, at most 50]; 0: none"
+        ),
+    ] = None,
+    teacher_cache: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="a folder of the teacher's answers that runs share")
+    ] = None,
     json: Annotated[bool, typer.Option("--json", help="print the report as JSON")] = False,
 ) -> None:
     """Compress a teacher to a budget: student.onnx and the report of how it was made and measured."""
@@ -27,8 +36,9 @@ def compress(
 
     with observer(quiet=quiet, log=log) as emit:
         from kdc.driver.compress import compress as run
+        from kdc.driver.steps import Kept
 
-        report = run(recipe, out, emit)
+        report = run(recipe, out, emit, Kept(teacher_cache, cache_gb))
     from kdc.cli.table import show
     from kdc.core.errors import BudgetError
 

@@ -36,6 +36,12 @@ def show(report: Report, out: Path) -> None:
     table.add_row(
         "drop, points", "", f"{report.drop.points:.2f}", f"{report.drop.low:.2f} – {report.drop.high:.2f}{p_value}"
     )
+    for row in _quality(report):
+        table.add_row(*row)
+    if report.robustness is not None:
+        attacked, interval = report.robustness, report.robustness.student
+        points = (f"{one.points:.2f}" for one in (attacked.teacher, attacked.student))
+        table.add_row(f"{interval.name}, %", *points, f"{interval.low:.2f} – {interval.high:.2f}")
     of = student.latency
     value, low, high = of.figure()
     table.add_row(
@@ -84,19 +90,43 @@ def show(report: Report, out: Path) -> None:
             _show_routing(console, f"{step.name}{emulated}", metric.name, step.routing)
     if report.routing is not None:
         _show_routing(console, f"what ships{emulated}", metric.name, report.routing)
+    _show_budget(console, report)
+    for line in _said(report):
+        console.print(line)
+    console.print(f"\n{out}/{report.ships}, {out}/report.json; {report.seconds:.0f} s in all")
+
+
+def _show_budget(console: Console, report: Report) -> None:
     if report.budget:
         console.print("\nbudget")
         for verdict in report.budget:
             sign = "≥" if verdict.name == "min_speedup" else "≤"
             mark = "met" if verdict.met else "NOT MET (emulated)" if verdict.emulated else "NOT MET"
             console.print(f"  {verdict.name}: {verdict.value:.4g} {sign} {verdict.limit:.4g}  {mark}")
-    for line in _said(report):
-        console.print(line)
-    console.print(f"\n{out}/{report.ships}, {out}/report.json; {report.seconds:.0f} s in all")
+
+
+def _quality(report: Report) -> Iterator[tuple[str, str, str]]:
+    """Beside accuracy: how far confidence is right, and how many answers are others than before."""
+    teacher, student = report.teacher.metrics, report.student.metrics
+    base = "the teacher" if report.previous is None else "the last release"
+    names = {
+        "expected_calibration_error": "calibration error, %",
+        "temperature": "best temperature",
+        "worst_class": "worst class, %",
+        "agreement": "agrees with the teacher, %",
+        "churn": f"churn against {base}, %",
+        "new_mistakes": "  right before, wrong now, %",
+    }
+    for key, name in names.items():
+        if key in student:
+            before = f"{teacher[key]:.2f}" if key in teacher else ""
+            yield name, before, f"{student[key]:.2f}"
 
 
 def _said(report: Report) -> Iterator[str]:
-    """Which nodes ran where, on a target of several providers; then the notes."""
+    """What the attack was; which nodes ran where, on a target of several providers; then the notes."""
+    if report.robustness is not None:
+        yield report.robustness.sentence()
     for name, row in (("teacher", report.teacher), ("student", report.student)):
         if row.placement is not None:
             yield f"{name} {row.placement.sentence()}"

@@ -25,6 +25,9 @@ class Budget(BaseModel, frozen=True, extra="forbid"):
     macs: float | None = Field(default=None, gt=0, description="multiply-accumulates of one sample")
     peak_memory_mb: float | None = Field(default=None, gt=0, description="over the runtime's own baseline")
     max_drop: float | None = Field(default=1.0, ge=0, description="points below the teacher; null: any drop will do")
+    max_churn: float | None = Field(
+        default=None, ge=0, le=100, description="percent of answers that differ from the previous release's"
+    )
     compile_minutes: float | None = Field(default=None, gt=0, description="for the whole run")
 
 

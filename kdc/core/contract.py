@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 from abc import abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from enum import StrEnum
 from pathlib import Path
@@ -68,9 +68,19 @@ class Task(Protocol):
         """[n] in 0..1; 100 times their mean is the headline metric."""
 
     def metrics(
-        self, outputs: np.ndarray[Any, Any], labels: np.ndarray[Any, Any], teacher: np.ndarray[Any, Any] | None
+        self,
+        outputs: np.ndarray[Any, Any],
+        labels: np.ndarray[Any, Any],
+        teacher: np.ndarray[Any, Any] | None,
+        previous: np.ndarray[Any, Any] | None = None,
     ) -> dict[str, float]:
-        """Every metric of the task by name; `teacher` is the teacher's outputs on the same samples."""
+        """Every metric of the task by name; `teacher` is the teacher's outputs on the same samples, `previous` those of
+        the release that the student replaces. `churn`, in points, is how often a user would see another answer than of
+        the previous release, without one than of the teacher.
+        """
+
+    def temperature(self, outputs: np.ndarray[Any, Any], labels: np.ndarray[Any, Any]) -> float:
+        """What the outputs are to be divided by so that the model is as sure as it is right, on samples it has not seen."""
 
     def chance(self, data: Splits) -> float:
         """Points that a constant guess reaches on the validation split."""
@@ -85,6 +95,16 @@ FINDINGS = "findings.json"  # in a step's work folder
 def named_seed(*names: object) -> int:
     """A seed of 56 bits that belongs to these names alone."""
     return int.from_bytes(hashlib.sha256("/".join(map(str, names)).encode()).digest()[:7], "big")
+
+
+class Again(Protocol):
+    """What it takes to go on with a step in another process, as after a kill, until one of its trainings."""
+
+    def __call__(self, training: str, folder: Path) -> tuple[Sequence[str], Mapping[str, str]]:
+        """The command, and its environment, of a process that joins the training of this name.
+
+        What it reads is written into the folder, and it writes nowhere else but into the teacher's answers' cache.
+        """
 
 
 @dataclass(frozen=True)
@@ -112,6 +132,15 @@ class Context:
 
     One that cannot be lowered has the error in its place. Artifacts asked for together are timed in one process.
     """
+    cache_root: Path | None = None
+    """The folder that `cache` lies in, with those of other seeds and teachers; None: `cache` itself."""
+    cache_bytes: int | None = None
+    """How much the teacher's answers in `cache_root` may take; 0: none are kept; None: a share of the disk."""
+
+    again: Again | None = None
+    """How another process goes on with this step, to share one of its trainings; None: it cannot be run again."""
+    joins: str | None = None
+    """In such a process: the `step` of the training that it joins; it ends behind that one."""
 
     def forecast(self, artifact: Artifact[Any]) -> Cost:
         """`forecasts` of one. Raises: what kept it from being lowered."""

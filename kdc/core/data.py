@@ -1,4 +1,4 @@
-"""The data as values: samples in memory, in four splits, with the fingerprint of their bytes."""
+"""The data as values: samples in memory, in four splits and perhaps an unlabeled one, with their bytes' fingerprint."""
 
 from __future__ import annotations
 
@@ -31,10 +31,12 @@ class Split:
 
 @dataclass(frozen=True)
 class Splits:
-    """The four splits. `augment` changes training inputs (first input only) and never labels; None: no augmentation.
+    """The four splits, and samples without labels where the user has some.
 
-    `fingerprint` is the SHA-256 of every split's bytes, and of the augmentation's source. `notes` say what was done to
-    the user's data on the way in (splits that were made, for one).
+    `augment` changes training inputs (first input only) and never labels; None: no augmentation. `fingerprint` is the
+    SHA-256 of every split's bytes, and of the augmentation's source. `notes` say what was done to the user's data on
+    the way in (splits that were made, for one). `unlabeled`: collected samples, some of which may be of no class that
+    the model knows; its labels are all -1.
     """
 
     train: Split
@@ -44,3 +46,4 @@ class Splits:
     fingerprint: str
     augment: Augment | None = None
     notes: tuple[str, ...] = ()
+    unlabeled: Split | None = None

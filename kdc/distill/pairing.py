@@ -1,96 +1,114 @@
-"""Layers of student and teacher, paired by themselves, with projectors that live only as long as the training."""
+"""Layers of student and teacher, paired by themselves.
+
+The student's layers are the ends of equal parts of its depth; each gets the end of a block or stage of the teacher, in the
+order of depth, by what a batch of real inputs makes of the two (linear CKA), by their depth and by their positions. A
+recipe that names layers is taken at its word.
+"""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
-from typing import Any
+from dataclasses import dataclass
 
 import torch
 from torch import nn
-from torch.nn import functional as F
 
-from kdc.core.errors import ModelError
+from kdc.distill.alignment import Layer, aligned
+from kdc.distill.cka import alignment
+from kdc.distill.taps import candidates, described, grams
 
-
-class Tap:
-    """Features of named modules, as the last forward gave them. Its hooks belong to one model and go with `close`."""
-
-    def __init__(self, model: nn.Module, paths: Sequence[str]) -> None:
-        modules = dict(model.named_modules())
-        for path in paths:
-            if path not in modules:
-                raise ModelError(f"hints name the layer {path!r}, which {type(model).__name__} does not have")
-        self.features: dict[str, torch.Tensor] = {}
-        self._handles = [modules[path].register_forward_hook(self._keep(path)) for path in paths]
-
-    def _keep(self, path: str) -> Any:
-        def hook(module: nn.Module, inputs: Any, output: Any) -> None:
-            if isinstance(output, torch.Tensor):
-                self.features[path] = output
-
-        return hook
-
-    def close(self) -> None:
-        """Take the hooks off again."""
-        for handle in self._handles:
-            handle.remove()
+PROBE_SAMPLES = 64
+_DEPTH_WEIGHT = 1.0  # what a pair at opposite ends of the two models must make up for in CKA
+_SIZE_WEIGHT = 0.1  # and for each doubling of positions between the two
 
 
-class Projector(nn.Module):
-    """A student's feature in the shape of a teacher's: a 1x1 map over channels, then resizing where the maps differ."""
+@dataclass(frozen=True)
+class Pair:
+    """Two layers whose features an objective compares; `cka` as it was before the training."""
 
-    def __init__(self, student: torch.Size, teacher: torch.Size, generator: torch.Generator) -> None:
-        super().__init__()
-        channels_in, channels = student[1], teacher[1]
-        weight = torch.randn((channels, channels_in), generator=generator) * channels_in**-0.5
-        self.weight = nn.Parameter(weight)
-        self.size = tuple(teacher[2:])
+    student: Layer
+    teacher: Layer
+    cka: float
 
-    def forward(self, feature: torch.Tensor) -> torch.Tensor:
-        """[batch, student's channels, ...] -> [batch, teacher's channels, ...]."""
-        projected = torch.einsum("oi,bi...->bo...", self.weight, feature)
-        if tuple(projected.shape[2:]) == self.size:
-            return projected
-        mode = {1: "linear", 2: "bilinear", 3: "trilinear"}[len(self.size)]
-        return F.interpolate(projected, self.size, mode=mode, align_corners=False)
+    def aligned(self, student: torch.Tensor, teacher: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """The two layers' outputs as [batch, channels, *positions] with the same positions."""
+        features = self.student.channels_first(student), self.teacher.channels_first(teacher)
+        return aligned(*features, (self.student.channels_last, self.teacher.channels_last))
 
+    @property
+    def dimensions(self) -> int:
+        """Of the positions when aligned: 2 for maps, 1 for sequences and vectors."""
+        return len(self.positions)
 
-@torch.no_grad()
-def shapes(model: nn.Module, inputs: tuple[torch.Tensor, ...]) -> dict[str, torch.Size]:
-    """Output shape of every module that gives one feature tensor [batch, channels, ...], in the order they ran."""
-    paths = [path for path, _ in model.named_modules() if path]
-    tap = Tap(model, paths)
-    training = model.training
-    model.eval()
-    try:
-        model(*inputs)
-        return {path: feature.shape for path, feature in tap.features.items() if feature.dim() >= 2}
-    finally:
-        model.train(training)
-        tap.close()
+    @property
+    def positions(self) -> tuple[int, ...]:
+        """Of both features when aligned."""
+        zeros = torch.zeros(1, *self.student.shape), torch.zeros(1, *self.teacher.shape)
+        return tuple(self.aligned(*zeros)[0].shape[2:])
+
+    def __str__(self) -> str:
+        return f"{self.student.path} with {self.teacher.path} (CKA {self.cka:.2f})"
 
 
-def pair(student: Mapping[str, torch.Size], teacher: Mapping[str, torch.Size], count: int) -> dict[str, str]:
-    """`count` pairs {student's path: teacher's path}, evenly spaced over the depth at which the map's size changes.
+def pairs(
+    student: nn.Module,
+    teacher: nn.Module,
+    inputs: tuple[torch.Tensor, ...],
+    count: int | None,
+    named: Mapping[str, str] | None = None,
+) -> list[Pair]:
+    """The pairs of an objective, by what both models make of `inputs` in evaluation mode.
 
-    The last module of each spatial size (the end of a stage) is a candidate; stages are paired by equal size, and by
-    relative depth where no size is shared.
+    Args: count: how many, spread over the student's depth; None: one, of the last candidates. named: student's path:
+        teacher's path; these and no others, where there are any.
+    Returns: in the order of the student's depth, or of `named`; none where a model has no inner layer to compare.
+    Raises: ModelError for a named layer that is not there, or that gives no feature.
     """
-    ends_s, ends_t = _stage_ends(student), _stage_ends(teacher)
-    pairs = {path: ends_t[size] for size, path in ends_s.items() if size in ends_t}
-    if not pairs and ends_s and ends_t:
-        names_s, names_t = list(ends_s.values()), list(ends_t.values())
-        pairs = {
-            name: names_t[round(i * (len(names_t) - 1) / max(1, len(names_s) - 1))] for i, name in enumerate(names_s)
-        }
-    chosen = list(pairs.items())
-    step = max(1.0, len(chosen) / count)
-    return dict(chosen[min(len(chosen) - 1, int(step * (i + 1)) - 1)] for i in range(min(count, len(chosen))))
+    probe = tuple(tensor[:PROBE_SAMPLES] for tensor in inputs)
+    if named:
+        of_student, of_teacher = described(student, probe, [*named]), described(teacher, probe, [*named.values()])
+    else:
+        of_student, of_teacher = candidates(student, probe), candidates(teacher, probe)
+        if not of_student or not of_teacher:
+            return []
+        if count is None:
+            of_student, of_teacher = of_student[-1:], of_teacher[-1:]
+        else:
+            # The ends of equal parts of the student: by CKA alone the first layers, where all models are alike, would win.
+            count = min(count, len(of_student), len(of_teacher))
+            of_student = [of_student[(i + 1) * len(of_student) // count - 1] for i in range(count)]
+    seen = grams(student, probe, of_student), grams(teacher, probe, of_teacher)
+
+    def pair(s: Layer, t: Layer) -> Pair:
+        return Pair(s, t, alignment(seen[0][s.path], seen[1][t.path]))
+
+    if named:
+        return [pair(s, t) for s, t in zip(of_student, of_teacher, strict=True)]
+    table = [[pair(s, t) for t in of_teacher] for s in of_student]
+    scores = [[_score(one) for one in row] for row in table]
+    return [row[column] for row, column in zip(table, monotone(scores), strict=True)]
 
 
-def _stage_ends(features: Mapping[str, torch.Size]) -> dict[tuple[int, ...], str]:
-    ends: dict[tuple[int, ...], str] = {}
-    for path, shape in features.items():
-        if len(shape) >= 3 and max(shape[2:]) > 1:
-            ends[tuple(shape[2:])] = path
-    return ends
+def _score(pair: Pair) -> float:
+    """CKA less what speaks against a pair; the two weights are ours."""
+    sizes = [math.prod(layer.positions) for layer in (pair.student, pair.teacher)]
+    unlike_depth = abs(pair.student.depth - pair.teacher.depth)
+    return pair.cka - _DEPTH_WEIGHT * unlike_depth - _SIZE_WEIGHT * abs(math.log2(sizes[0] / sizes[1]))
+
+
+def monotone(scores: Sequence[Sequence[float]]) -> list[int]:
+    """A column for each row, strictly rising, with the highest sum of scores; by dynamic programming.
+
+    Args: scores: [rows][columns], no more rows than columns.
+    """
+    columns = len(scores[0]) if scores else 0
+    # best[c]: the highest sum of the rows so far that use columns below c alone, and those columns.
+    best: list[tuple[float, list[int]]] = [(0.0, [])] * (columns + 1)
+    for row in scores:
+        after: list[tuple[float, list[int]]] = [(-math.inf, [])]
+        for column, score in enumerate(row):
+            total, chosen = best[column]
+            after.append(max((total + score, [*chosen, column]), after[-1], key=lambda way: way[0]))
+        best = after
+    return best[-1][1]

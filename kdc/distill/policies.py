@@ -1,113 +1,133 @@
-"""What composes in the training loop: each policy adds its part of the loss, and may watch both models while it lives."""
+"""The recipe's objectives and strategies as the policies that compose in the training loop."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Protocol
+import importlib
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import nn
 
 from kdc.core.contract import Context, Task
-from kdc.core.errors import ModelError
-from kdc.core.observe import Note
-from kdc.distill.objectives.features import hint
-from kdc.distill.objectives.logits import soft_targets
-from kdc.distill.pairing import Projector, Tap, pair, shapes
-from kdc.distill.settings import HardLabels, Hints, Objective, SoftTargets
+from kdc.distill.logit_settings import MovingTarget, OnOutputs, SoftTargets
+from kdc.distill.objectives.moving import Interpolation, taid
+from kdc.distill.policy import Batch, Policy
+from kdc.distill.settings import AnyStrategy, HardLabels, Objective
+from kdc.distill.strategy_settings.base import Strategy
+
+LAST = Strategy.stage
 
 
-@dataclass(frozen=True)
-class Batch:
-    """One step's labels and outputs."""
-
-    labels: torch.Tensor
-    student: torch.Tensor
-    teacher: torch.Tensor
-
-
-class Policy(Protocol):
-    """One part of the loss. `runs_teacher`: it needs the teacher's own forward, not only its stored outputs."""
-
-    runs_teacher: bool
-    trained: nn.Module | None  # what is trained beside the student and thrown away after
-
-    def loss(self, batch: Batch) -> torch.Tensor:
-        """[batch], weighted."""
-
-    def close(self) -> None:
-        """Leave both models as they were found."""
-
-
-class _Labels:
-    runs_teacher = False
-    trained: nn.Module | None = None
+class _Labels(Policy):
+    reads_teacher = False
+    of_labels = True
 
     def __init__(self, settings: HardLabels, task: Task) -> None:
-        self.settings, self.task = settings, task
+        self.settings, self.task, self.kind = settings, task, settings.kind
 
     def loss(self, batch: Batch) -> torch.Tensor:
-        return self.settings.weight * self.task.loss(batch.student, batch.labels)
+        values = self._of(batch, batch.labels)
+        if batch.others is not None and batch.share is not None:
+            values = batch.share * values + (1 - batch.share) * self._of(batch, batch.others)
+        return self.settings.weight * values
 
-    def close(self) -> None:
-        """Nothing was attached."""
-
-
-class _SoftTargets:
-    runs_teacher = False
-    trained: nn.Module | None = None
-
-    def __init__(self, settings: SoftTargets) -> None:
-        self.settings = settings
-
-    def loss(self, batch: Batch) -> torch.Tensor:
-        return self.settings.weight * soft_targets(batch.student, batch.teacher, self.settings.temperature)
-
-    def close(self) -> None:
-        """Nothing was attached."""
+    def _of(self, batch: Batch, labels: torch.Tensor) -> torch.Tensor:
+        known = labels >= 0
+        known = known if known.dim() == 1 else known.flatten(1).all(1)
+        return known * self.task.loss(batch.student, labels.clamp_min(0))
 
 
-class _Hints:
-    runs_teacher = True
+class _Outputs(Policy):
+    """Any objective on outputs: its settings name the function and hold its arguments."""
 
-    def __init__(self, settings: Hints, student: nn.Module, context: Context) -> None:
-        self.settings = settings
-        example = tuple(tensor[:2] for tensor in context.data.calibration.inputs)
-        of_student, of_teacher = shapes(student, example), shapes(context.teacher, example)
-        self.pairs = settings.layers or pair(of_student, of_teacher, settings.pairs)
-        if not self.pairs:
-            raise ModelError(
-                "hints found no layers of student and teacher to pair",
-                do="name them in the recipe: objectives: [{kind: hints, layers: {student.path: teacher.path}}]",
-            )
-        self._student, self._teacher = Tap(student, list(self.pairs)), Tap(context.teacher, list(self.pairs.values()))
-        generator = context.generator("projectors")
-        self._projectors = [Projector(of_student[s], of_teacher[t], generator) for s, t in self.pairs.items()]
-        self.trained: nn.Module | None = nn.ModuleList(self._projectors)
-        context.emit(Note("hints pair " + ", ".join(f"{s} with {t}" for s, t in self.pairs.items())))
+    def __init__(self, settings: OnOutputs) -> None:
+        self.settings, self.arguments = settings, settings.arguments()
+        self.function = function_of(settings)
+        self.linear_at = settings.temperature if isinstance(settings, SoftTargets) else None
+        self.kind: str = settings.kind  # type: ignore[attr-defined]  # every objective of the union has one
 
     def loss(self, batch: Batch) -> torch.Tensor:
-        parts = [
-            hint(projector(self._student.features[s]), self._teacher.features[t])
-            for projector, (s, t) in zip(self._projectors, self.pairs.items(), strict=True)
-        ]
-        return self.settings.weight * torch.stack(parts).mean(0)
+        if not self.settings.labels:
+            return self.settings.weight * self.function(batch.student, batch.teacher, **self.arguments)
+        # Of a mixed sample, its larger part's label stands for it; an unlabelled one has the teacher's class.
+        labels = batch.labels
+        if batch.others is not None and batch.share is not None:
+            labels = torch.where(batch.share >= 0.5, labels, batch.others)
+        if labels.dim() == 1:  # of tokens, one below 0 is padding
+            labels = torch.where(labels < 0, batch.teacher.argmax(1), labels)
+        return self.settings.weight * self.function(batch.student, batch.teacher, labels, **self.arguments)
 
-    def close(self) -> None:
-        self._student.close()
-        self._teacher.close()
+
+class _MovingTarget(Policy):
+    """TAID. What it remembers from step to step is a buffer in `trained`, so that it is in the loop's checkpoints."""
+
+    def __init__(self, settings: MovingTarget) -> None:
+        self.settings, self.kind = settings, settings.kind
+        memory = nn.Module()
+        begun = Interpolation(settings.start)
+        memory.register_buffer(
+            "state", torch.tensor([begun.share, begun.momentum, begun.previous], dtype=torch.float64)
+        )
+        self.trained: nn.Module | None = memory
+        self._memory = memory
+
+    def loss(self, batch: Batch) -> torch.Tensor:
+        return self.settings.weight * self._values(batch)
+
+    @torch.no_grad()
+    def after(self, batch: Batch) -> None:
+        """The target moves once a step, by the loss of the whole batch, in however many parts it was seen."""
+        settings, state = self.settings, self._memory.get_buffer("state")
+        mean = float(self._values(batch).mean())
+        after = Interpolation(*state.tolist()).advanced(
+            mean, batch.progress, settings.start, settings.end, settings.rate, settings.decay
+        )
+        state.copy_(torch.tensor([after.share, after.momentum, after.previous], dtype=torch.float64))
+
+    def _values(self, batch: Batch) -> torch.Tensor:
+        return taid(batch.student, batch.teacher, float(self._memory.get_buffer("state")[0]))
 
 
-def policies(objectives: Sequence[Objective], student: nn.Module, context: Context) -> list[Policy]:
-    """The objectives of a recipe as policies over these two models."""
+def function_of(settings: OnOutputs) -> Callable[..., torch.Tensor]:
+    """The function that the settings name, imported now."""
+    found: Callable[..., torch.Tensor] = _named(settings.function)
+    return found
+
+
+def policies(parts: Sequence[Objective | AnyStrategy], student: nn.Module, context: Context) -> list[Policy]:
+    """Strategies and objectives of a recipe as policies over these two models, in their order.
+
+    Strategies that change the batch stand first, by their stage: see `Strategy.stage`.
+    """
     made: list[Policy] = []
-    for settings in objectives:
-        match settings:
-            case HardLabels():
-                made.append(_Labels(settings, context.task))
-            case SoftTargets():
-                made.append(_SoftTargets(settings))
-            case Hints():
-                made.append(_Hints(settings, student, context))
+    try:
+        for settings in sorted(parts, key=lambda part: part.stage if isinstance(part, Strategy) else LAST):
+            made.append(_policy(settings, student, context))
+    except BaseException:  # one that cannot be made must not leave the others' hooks on the models
+        for policy in made:
+            policy.close()
+        raise
     return made
+
+
+def _policy(settings: Objective | AnyStrategy, student: nn.Module, context: Context) -> Policy:
+    named: str | None = getattr(settings, "policy", None)
+    if named is not None:
+        made: Policy = _named(named)(settings, student, context)
+        return made
+    match settings:
+        case HardLabels():
+            return _Labels(settings, context.task)
+        case MovingTarget():
+            return _MovingTarget(settings)
+        case OnOutputs():
+            return _Outputs(settings)
+        case _:
+            raise AssertionError(f"{type(settings).__name__} names no policy")
+
+
+def _named(name: str) -> Any:
+    """What "module:name" names, imported now: a recipe is read without torch."""
+    module, found = name.split(":")
+    return getattr(importlib.import_module(module), found)

@@ -1,39 +1,34 @@
-"""Outputs of a model over a split, and the teacher's outputs over augmented views, kept on disk.
-
-A cache of teacher outputs is only right when the student sees the very input that the teacher saw. So the training split
-is augmented in whole *views*: view v is a fixed function of the seed and v, and the outputs are stored beside it. Epoch e
-trains on view e mod `views`. (A cache keyed by the sample alone, under fresh augmentation, pairs one crop's answer with
-another crop: "a consistent teacher", Beyer et al. 2022, arXiv:2106.05237, section 3.1, shows what that costs.)
-"""
+"""Outputs of a model over a split."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import torch
-from safetensors.torch import load_file
 from torch import nn
 
-from kdc.core.contract import Context, named_seed
-from kdc.core.data import Split, Splits
-from kdc.core.observe import Progress
-from kdc.core.weights import save_weights
+from kdc.core.contract import Context
+from kdc.core.data import Split
 
 EVALUATION_BATCH = 250
-VIEW_BLOCK = 512
 
 
 @torch.no_grad()
 def predict(model: nn.Module, split: Split, report: Callable[[int, int], None] | None = None) -> torch.Tensor:
-    """The model's outputs over a split, float32 [n, ...], in evaluation mode; the mode is left as it was."""
+    """The model's outputs over a split, float32 [n, ...] on the CPU, in evaluation mode; the mode is left as it was.
+
+    The model is asked where its weights are.
+    """
     training = model.training
+    device = next((tensor.device for tensor in model.parameters()), torch.device("cpu"))
     model.eval()
     outputs: list[torch.Tensor] = []
     done = 0
     for batch in split.batches(EVALUATION_BATCH):
-        outputs.append(model(*map(fast, batch.inputs)).float())
+        outputs.append(model(*(fast(tensor).to(device) for tensor in batch.inputs)).float().cpu())
         done += len(batch)
         if report is not None:
             report(done, len(split))
@@ -52,26 +47,12 @@ def points(outputs: torch.Tensor, split: Split, context: Context) -> float:
     return 100.0 * float(scores.mean())
 
 
-def view(data: Splits, seed: int, number: int) -> Split:
-    """View `number` of the training split: each block of samples augmented with a generator of its own."""
-    if data.augment is None:
-        return data.train
-    images = data.train.inputs[0]
-    blocks = [
-        data.augment(block, torch.Generator().manual_seed(named_seed(seed, "view", number, i)))
-        for i, block in enumerate(torch.split(images, VIEW_BLOCK))
-    ]
-    return Split((torch.cat(blocks), *data.train.inputs[1:]), data.train.labels)
+def reached(model: nn.Module, context: Context) -> float:
+    """The task's headline metric of the model on the validation split, in points."""
+    split = context.data.validation
+    return points(predict(model, split), split, context)
 
 
-def teacher_outputs(context: Context, number: int, samples: Split) -> torch.Tensor:
-    """The teacher's outputs over view `number`, from the cache or computed and cached."""
-    path = context.cache / f"teacher-view-{number}.safetensors"
-    if path.exists():
-        return load_file(path)["outputs"]
-    what = f"teacher's answers, view {number + 1}"
-    outputs = predict(
-        context.teacher, samples, lambda done, total: context.emit(Progress(what, done, total, "samples"))
-    )
-    save_weights({"outputs": outputs}, path)
-    return outputs
+def taught_by(context: Context, model: nn.Module) -> Context:
+    """The same context with another teacher, in evaluation mode and frozen; its answers are kept by its own digest."""
+    return replace(context, teacher=model.eval().requires_grad_(False))

@@ -15,6 +15,7 @@ from kdc.core.cascade import Cascade
 from kdc.core.contract import Fact
 from kdc.core.errors import FolderError, LawError
 from kdc.core.spec import DeviceFile
+from kdc.core.store import Store
 from kdc.distill.teacher import EVALUATION_BATCH, predict
 from kdc.driver import folder
 from kdc.driver.compress import LOCK, REPORT, STAGED, STRUCTURE
@@ -45,7 +46,7 @@ def check(out: Path) -> Checked:
         raise FolderError(f"{out}: " + "; ".join(problems), do="run `kdc compress` again: finished steps are kept")
     lines = ["checksums: every file is as it was written"]
     report = Report.model_validate_json((out / REPORT).read_text())
-    inputs = load(load_recipe(out / LOCK, {}, [], PASSES))
+    inputs = load(load_recipe(out / LOCK, {}, [], PASSES), Store(out / folder.PRIVATE / "store"))
     student = rebuild(out, inputs)
     lines.append(f"structure: rebuilt from {STRUCTURE} and {WEIGHTS}, {len(student.lineage)} steps replayed")
     split, task = inputs.data.test, inputs.task

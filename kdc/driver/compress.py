@@ -16,15 +16,16 @@ from kdc.core.store import Store, key_of
 from kdc.driver import folder
 from kdc.driver.clock import Clock, TimeUpError
 from kdc.driver.evaluate import Array
-from kdc.driver.inputs import Inputs, load
+from kdc.driver.inputs import Inputs, read
 from kdc.driver.lowering import Candidate, Lowering
 from kdc.driver.plan import Plan, make
 from kdc.driver.recipe import Recipe, lock_text
 from kdc.driver.report import Drop, Metric, ModelRow, Report, Routing, StepRow
+from kdc.driver.robustness import robustness
 from kdc.driver.routing import routing, why_not
 from kdc.driver.select import Judged, known, limits, proven, select
 from kdc.driver.sources import versions
-from kdc.driver.steps import WEIGHTS, Made, Steps, measuring_parts
+from kdc.driver.steps import WEIGHTS, Kept, Made, Steps, measuring_parts
 from kdc.numerics import stats
 from passes import default_passes
 from passes.export.staged import PLAN, staged_files
@@ -40,16 +41,22 @@ MIX_SAMPLES = 2000
 COLD_SECONDS, COLD_GLANCE_SECONDS = 20.0, 5.0  # where the budget limits cold runs, and where it does not
 STRUCTURE, LOCK = "structure.json", "recipe.lock.yaml"
 STAGED = f"cascade/{PLAN}"
+SYNTHETIC = "synthesised from the teacher"
 
 
 def identity(recipe: Recipe) -> dict[str, str]:
     """What makes an output folder this recipe's: its teacher and its data."""
-    return {"teacher": recipe.teacher.build, "weights": str(recipe.teacher.weights), "data": recipe.data.load}
+    return {
+        "teacher": recipe.teacher.build,
+        "weights": str(recipe.teacher.weights),
+        "data": recipe.data.load or SYNTHETIC,
+    }
 
 
-def compress(recipe: Recipe, out: Path, emit: Emit = silent) -> Report:
+def compress(recipe: Recipe, out: Path, emit: Emit = silent, kept: Kept | None = None) -> Report:
     """Run a recipe into a folder, or go on with it where an earlier command stopped.
 
+    Args: kept: where and how much of the teacher's answers; it changes no result.
     Returns: the report; `report.met` says whether every limit of the budget is met (else the nearest student is kept).
     Raises: UserError for the user's mistakes, LawError where a pass broke its contract.
     """
@@ -59,22 +66,26 @@ def compress(recipe: Recipe, out: Path, emit: Emit = silent) -> Report:
         recipe = recipe.model_copy(update={"passes": tuple(default_passes(device))})  # the lock leaves nothing open
     plan = make(recipe.passes, device)
     folder.check(out, identity(recipe))
-    inputs = load(recipe)
+    named = read(recipe)
     lock = lock_text(recipe)
     with folder.opened(out, identity(recipe)) as private:
         sha = hashlib.sha256(lock.encode()).hexdigest()
         clock = Clock(private / "clock.json", sha, recipe.budget.compile_minutes)
+        store = Store(private / "store")
         try:
-            return _Run(inputs, plan, Store(private / "store"), clock, emit).into(out, lock)
+            inputs = named.inputs(store, clock.watching(emit))
+            return _Run(inputs, plan, store, clock, emit, kept).into(out, lock)
         finally:
             clock.write()
 
 
 class _Run:
-    def __init__(self, inputs: Inputs, plan: Plan, store: Store, clock: Clock, emit: Emit) -> None:
+    def __init__(
+        self, inputs: Inputs, plan: Plan, store: Store, clock: Clock, emit: Emit, kept: Kept | None = None
+    ) -> None:
         self.inputs, self.plan, self.clock, self.emit = inputs, plan, clock, emit
         self.budget = inputs.recipe.budget
-        self.steps = Steps(inputs, store, clock.watching(emit))
+        self.steps = Steps(inputs, store, clock.watching(emit), kept)
         self.lowering = Lowering(self.steps, plan)
 
     def into(self, out: Path, lock: str) -> Report:
@@ -201,6 +212,7 @@ class _Run:
             measured.samples_ms(index),
             measured.cold_ratio(index),
             measured.cold_samples_ms(index),
+            student.metrics.get("churn"),
         )
 
     def _report(
@@ -221,7 +233,9 @@ class _Run:
         scores = [task.scores(outputs, labels) for outputs in (teacher_outputs, student_outputs)]
         generator = np.random.default_rng(named_seed(self.inputs.recipe.seed, "drop", "test"))
         drop = Drop(**stats.paired_drop(scores[0], scores[1], generator)._asdict())
-        verdicts = tuple(limits(self.budget, judged[chosen], drop.points, minutes))
+        previous = self.lowering.previous("test")
+        metrics = task.metrics(student_outputs, labels, teacher_outputs, previous)
+        verdicts = tuple(limits(self.budget, judged[chosen], drop.points, minutes, metrics.get("churn")))
         ratio = judged[chosen].ratio
         rows = tuple(self._row(one, i == chosen, minutes, routed.get(i)) for i, one in enumerate(judged))
         on_test = None
@@ -233,13 +247,18 @@ class _Run:
         return Report(
             target=self.inputs.device.name,
             task=task.name,
+            previous=None if self.inputs.recipe.previous is None else str(self.inputs.recipe.previous),
             teacher=self._model(
-                "test", scores[0], task.metrics(teacher_outputs, labels, None), measured.baseline, teacher.sha256
+                "test",
+                scores[0],
+                task.metrics(teacher_outputs, labels, None, previous),
+                measured.baseline,
+                teacher.sha256,
             ),
             student=self._model(
                 "test",
                 scores[1],
-                task.metrics(student_outputs, labels, teacher_outputs),
+                metrics,
                 judged[chosen].profile,
                 judged[chosen].candidate.sha256,
             ),
@@ -249,6 +268,7 @@ class _Run:
             speedup=ratio,
             cold_speedup=judged[chosen].cold_ratio,
             drop=drop,
+            robustness=robustness(self.steps, self.plan, shipped.made),
             routing=on_test,
             ships=STAGED if is_cascade(shipped.file.path) else _device_file(shipped),
             notes=(*self.inputs.data.notes, *measured.notes, *notes),
@@ -273,7 +293,7 @@ class _Run:
             cold_speedup=judged.cold_ratio,
             drop=Drop(**judged.drop._asdict()),
             parity=candidate.parity,
-            budget=tuple(limits(self.budget, judged, judged.drop.points, minutes)),
+            budget=tuple(limits(self.budget, judged, judged.drop.points, minutes, judged.churn)),
             findings=self.steps.entry_of(candidate.made).record["findings"],
             routing=routed,
             selected=selected,

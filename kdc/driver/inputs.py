@@ -11,15 +11,19 @@ from torch import nn
 
 from kdc.core.artifact import Artifact, example
 from kdc.core.contract import Task
-from kdc.core.data import Splits
+from kdc.core.data import Split, Splits
 from kdc.core.device import Device
 from kdc.core.errors import DataError, ModelError
+from kdc.core.observe import Emit, silent
 from kdc.core.spec import TensorSpec
+from kdc.core.store import Store
 from kdc.core.usercode import call, load_callable, source_fingerprint
 from kdc.core.weights import load_weights
+from kdc.distill.synthesis.domain import domains_of
 from kdc.driver.recipe import Recipe
+from kdc.driver.synthetic import synthetic, told_of
 from kdc.tasks.classification import task_of
-from kdc.tasks.data import input_specs, load_splits
+from kdc.tasks.data import NAMES, UNLABELED, Given, check_alike, completed, input_specs, read_given
 from targets.device import load_device
 
 
@@ -35,29 +39,77 @@ class Inputs:
     teacher_source: str
 
 
-def load(recipe: Recipe) -> Inputs:
+@dataclass(frozen=True)
+class Named:
+    """All that a recipe names, loaded and checked; what is left is to make the samples that it asks for."""
+
+    recipe: Recipe
+    device: Device
+    task: Task
+    data: Splits | Given
+    teacher: Artifact[nn.Module]
+    teacher_source: str
+
+    def inputs(self, store: Store | None = None, emit: Emit = silent) -> Inputs:
+        """The recipe's inputs. A training split is synthesised where the recipe asks for one, unless the store has it.
+
+        Raises: ModelError where the synthesis fails, DataError where its samples and the user's do not fit.
+        """
+        data, recipe, settings = self.data, self.recipe, self.recipe.data.synthesise
+        if isinstance(data, Given):
+            assert settings is not None
+            made = synthetic(self.teacher, self.teacher_source, settings, recipe.seed, store, emit)
+            notes = (*made.notes, *told_of(set(data.splits) - {UNLABELED}))
+            data = completed(data.with_train(made.split, notes), recipe.seed)
+        return Inputs(recipe, self.device, self.task, data, self.teacher, self.teacher_source)
+
+
+def load(recipe: Recipe, store: Store | None = None, emit: Emit = silent) -> Inputs:
+    """Load everything that the recipe names, and synthesise what it asks for unless the store has it.
+
+    Raises: TargetError, DataError, ModelError: one message each.
+    """
+    return read(recipe).inputs(store, emit)
+
+
+def read(recipe: Recipe) -> Named:
     """Load everything that the recipe names.
 
     Raises: TargetError, DataError, ModelError: one message each, before any time is spent.
     """
     device = load_device(recipe.target)
     task = task_of(recipe.task)
-    data = load_data(recipe)
-    teacher, source = load_teacher(recipe, data)
-    for name in ("train", "calibration", "validation", "test"):
-        task.check(getattr(data, name), name, tuple(example(teacher.outputs[0]).shape))
-    return Inputs(recipe, device, task, data, teacher, source)
+    given = read_data(recipe)
+    data = given if recipe.data.synthesise is not None else completed(given, recipe.seed)
+    teacher, source = load_teacher(recipe, data.train if isinstance(data, Splits) else given.seen)
+    splits = given.splits if isinstance(data, Given) else {name: getattr(data, name) for name in NAMES}
+    outputs = tuple(example(teacher.outputs[0]).shape)
+    for name, split in splits.items():
+        if name != UNLABELED:
+            task.check(split, name, outputs)
+    if recipe.data.synthesise is not None:
+        domains_of(teacher.inputs, recipe.data.synthesise.limits)
+        like = Split(tuple(map(example, teacher.inputs)), torch.zeros(1, dtype=torch.int64))
+        task.check(like, "synthetic samples", outputs)
+        check_alike(given, like)
+    return Named(recipe, device, task, data, teacher, source)
 
 
-def load_data(recipe: Recipe) -> Splits:
-    """The splits that the user's callable gives."""
-    loader = load_callable(recipe.data.load, Path.cwd(), "data", DataError)
-    loaded = call(loader, recipe.data.arguments, f"data {recipe.data.load}", DataError)
-    return load_splits(loaded, recipe.seed, recipe.data.load, augment_source=source_fingerprint(loader))
+def read_data(recipe: Recipe) -> Given:
+    """What the user's callable gives; nothing where the recipe has none."""
+    spec = recipe.data
+    if spec.load is None:
+        return Given({}, "data.synthesise")
+    loader = load_callable(spec.load, Path.cwd(), "data", DataError)
+    loaded = call(loader, spec.arguments, f"data {spec.load}", DataError)
+    return read_given(loaded, spec.load, source_fingerprint(loader), train=spec.synthesise is None)
 
 
-def load_teacher(recipe: Recipe, data: Splits) -> tuple[Artifact[nn.Module], str]:
-    """The teacher with its weights, in evaluation mode and without gradients, and the fingerprint of its source."""
+def load_teacher(recipe: Recipe, seen: Split | None) -> tuple[Artifact[nn.Module], str]:
+    """The teacher with its weights, in evaluation mode and without gradients, and the fingerprint of its source.
+
+    Args: seen: samples that show what it takes, where the recipe does not say.
+    """
     where = f"teacher {recipe.teacher.build}"
     builder = load_callable(recipe.teacher.build, Path.cwd(), "teacher", ModelError)
     with torch.random.fork_rng(devices=[]):
@@ -70,7 +122,12 @@ def load_teacher(recipe: Recipe, data: Splits) -> tuple[Artifact[nn.Module], str
     model.eval().requires_grad_(False).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     inputs = recipe.teacher.inputs
     if inputs is None:
-        inputs = input_specs(data.train, list(inspect.signature(model.forward).parameters))
+        if seen is None:
+            raise ModelError(
+                f"{where}: the shapes of its inputs are not known, for {recipe.data.load} returned no samples",
+                do="write teacher.inputs into the recipe, as in [{name: image, shape: [batch, 1, 28, 28]}]",
+            )
+        inputs = input_specs(seen, list(inspect.signature(model.forward).parameters))
     return Artifact(model, inputs, (_output(model, inputs, where),)), source_fingerprint(builder)
 
 

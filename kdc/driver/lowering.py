@@ -20,10 +20,12 @@ from kdc.core.errors import KdcError
 from kdc.core.observe import Note, silent
 from kdc.core.spec import DeviceFile
 from kdc.core.store import Parts, key_of
+from kdc.driver.again import Forecasts
 from kdc.driver.evaluate import Array, Evaluation, loaded
 from kdc.driver.lint import lint
 from kdc.driver.plan import Plan, Planned
-from kdc.driver.steps import ONNX, Forecasts, Made, Steps, measuring_parts
+from kdc.driver.previous import answers_of_release
+from kdc.driver.steps import ONNX, Made, Steps, measuring_parts
 from kdc.numerics.cost import count
 from passes.export.staged import PLAN
 from targets.parts import move, remove, sha256_of_parts
@@ -92,6 +94,15 @@ class Lowering:
         self.steps, self.plan, self.inputs = steps, plan, steps.inputs
         self.runtime = running(self.inputs.device)
         self.evaluation = Evaluation(steps)
+        self._previous: dict[str, Array] = {}
+
+    def previous(self, split: str) -> Array | None:
+        """What the previous release answers on a split, [n, classes]; None where the recipe names none."""
+        path = self.inputs.recipe.previous
+        if path is not None and split not in self._previous:
+            outputs = example(self.inputs.teacher.outputs[0]).shape[-1]
+            self._previous[split] = answers_of_release(path, outputs, getattr(self.inputs.data, split))
+        return self._previous.get(split)
 
     @cached_property
     def teacher(self) -> Candidate:
@@ -117,7 +128,10 @@ class Lowering:
         entry = self.evaluation.validation(made, file, onnx)
         outputs, taken = loaded(entry)
         labels, task = self.inputs.data.validation.labels.numpy(), self.inputs.task
-        scores, metrics = task.scores(outputs, labels), task.metrics(outputs, labels, teacher)
+        scores, metrics = (
+            task.scores(outputs, labels),
+            task.metrics(outputs, labels, teacher, self.previous("validation")),
+        )
         parity = float(entry.record["parity"])
         staged = entry.folder if PLAN in entry.record["files"] else None
         differing = int(entry.record.get("disagreeing", 0))

@@ -19,7 +19,7 @@ from kdc.driver.overrides import FLAGS
 
 @dataclass(frozen=True)
 class Mistake:
-    """One mistake at a place in the recipe's plain values."""
+    """One mistake at a place in the recipe's plain values. `expected` is empty where `found` says all."""
 
     path: tuple[Key, ...]
     found: str
@@ -29,7 +29,7 @@ class Mistake:
 
 def raise_all(mistakes: Sequence[Mistake], where: Callable[[Sequence[Key]], str]) -> NoReturn:
     """Raise the one RecipeError that tells every mistake, one a line, in the order of the recipe's lines."""
-    lines = [(where(m.path), f"{m.found}; expected {m.expected}", m.do) for m in mistakes]
+    lines = [(where(m.path), f"{m.found}; expected {m.expected}" if m.expected else m.found, m.do) for m in mistakes]
     lines.sort(key=lambda line: int(number) if (number := line[0].rpartition(":")[2]).isdecimal() else 0)
     if len(lines) == 1:
         place, text, do = lines[0]
@@ -52,7 +52,7 @@ def explain(error: ValidationError, model: type[BaseModel], at: tuple[Key, ...],
     """
     found: dict[tuple[Key, ...], Mistake] = {}
     for one in error.errors(include_url=False):
-        inner = _real(one["loc"], plain)
+        inner = _real(one["loc"], plain, last=one["type"] != "value_error")
         path = (*at, *inner)
         mistake = _explain(one, model, inner, path)
         before = found.get(mistake.path)
@@ -87,7 +87,8 @@ def _explain(one: Any, model: type[BaseModel], inner: tuple[Key, ...], path: tup
     help_ = f"`kdc passes {name}` shows its settings" if name else "`kdc schema` shows every key"
     if kind == "extra_forbidden":
         what = f"setting of the pass {name}" if name else "key"
-        return unknown(what, str(path[-1]), _fields(model, inner[:-1]), path, help_)
+        known = _fields(model, one["loc"][:-1]) or _fields(model, inner[:-1])
+        return unknown(what, str(path[-1]), known, path, help_)
     if kind == "missing":
         flag = next((flag for key, flag in FLAGS.items() if (key + ".").startswith(dotted(path) + ".")), None)
         says = _description(model, inner)
@@ -96,18 +97,27 @@ def _explain(one: Any, model: type[BaseModel], inner: tuple[Key, ...], path: tup
     if kind == "invalid_key" or one["loc"][-1:] == ("[key]",):
         return Mistake(path, f"the key {path[-1]!r} is no text", "a name", f"quote it, as in '{path[-1]}': value")
     expected = re.sub(r"^(Input should be |Value error, |Assertion failed, )", "", one["msg"])
+    if kind == "value_error" and isinstance(one["input"], dict):  # how settings go together: a sentence of its own
+        told, _, do = expected.rpartition("; ")
+        where, other = f"{dotted(path)}: {told or expected}", f"change them; {help_}"
+        if do.startswith("expected "):
+            return Mistake(path, where, do.removeprefix("expected "), other)
+        return Mistake(path, where, "", do if told else other)
     expected = re.sub(r"^(greater|less)", r"a number \1", expected)
     if kind in ("model_type", "model_attributes_type"):
         expected = f"a mapping with the keys {', '.join(sorted(_fields(model, inner)))}"
+    if kind in ("union_tag_invalid", "union_tag_not_found"):
+        tags = f" as one of {one['ctx']['expected_tags']}" if "expected_tags" in one["ctx"] else ""
+        expected = f"the key {one['ctx']['discriminator']} in it{tags}"
     says = _description(model, inner)
     do = f"set {dotted(path)} to such a value{f' ({says})' if says else ''}; {help_}"
     return Mistake(path, f"{dotted(path)} is {_shown(one['input'])}", expected, do)
 
 
-def _real(loc: Sequence[Key], plain: Any) -> tuple[Key, ...]:
+def _real(loc: Sequence[Key], plain: Any, last: bool) -> tuple[Key, ...]:
     """The part of pydantic's location that is in the recipe: pydantic adds the names of a union's branches.
 
-    The last key is kept where nothing follows it: it is the one that is missing.
+    `last`: the last key is kept where nothing follows it: it is the one that is missing.
     """
     real: list[Key] = []
     for number, key in enumerate(loc):
@@ -116,20 +126,25 @@ def _real(loc: Sequence[Key], plain: Any) -> tuple[Key, ...]:
         if inside:
             plain = plain[key]
             real.append(key)
-        elif isinstance(plain, dict) and number == len(loc) - 1:
+        elif isinstance(plain, dict) and number == len(loc) - 1 and last:
             real.append(key)
     return tuple(real)
 
 
 def _model_at(annotation: Any, keys: Sequence[Key]) -> type[BaseModel] | None:
     """The model among the types of an annotation, and then of its field, and so on along the keys."""
-    waiting, model = [annotation], None
-    while waiting and model is None:
+    waiting, models = [annotation], list[type[BaseModel]]()
+    while waiting:
         part = waiting.pop()
         if isinstance(part, type) and issubclass(part, BaseModel):
-            model = part
+            models.append(part)
         waiting.extend(get_args(part))
     names = [key for key in keys if isinstance(key, str)]
+    model = models[0] if models else None
+    for one in models if len(models) > 1 and names else ():  # a union whose branch is told by a tag
+        if any(field.default == names[0] for field in one.model_fields.values()):
+            model, names = one, names[1:]
+            break
     if model is None or not names:
         return model
     field = _by_key(model).get(names[0])

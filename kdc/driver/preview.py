@@ -11,7 +11,7 @@ import onnx_ir
 from kdc.core.device import Device
 from kdc.core.observe import silent
 from kdc.core.store import Store
-from kdc.driver.inputs import load
+from kdc.driver.inputs import read
 from kdc.driver.lint import lint, operators
 from kdc.driver.lowering import Lowering
 from kdc.driver.plan import Plan
@@ -36,7 +36,8 @@ def preview(recipe: Recipe, plan: Plan, device: Device) -> Preview:
 
     Raises: DataError, ModelError, TargetError: what `kdc compress` would meet at its start.
     """
-    inputs = load(recipe)
+    named = read(_hasty(recipe))
+    inputs = named.inputs()
     with tempfile.TemporaryDirectory() as scratch:
         lowering = Lowering(Steps(inputs, Store(Path(scratch)), silent), plan)
         seen: list[onnx_ir.Model] = []
@@ -45,4 +46,15 @@ def preview(recipe: Recipe, plan: Plan, device: Device) -> Preview:
         lowering.runtime.load(file, device)
         remove(file, lowering.runtime)
     parameters, macs = count(seen[-1])
-    return Preview(parameters, macs, operators(seen[-1]), inputs.data.notes)
+    notes = named.data.notes
+    if recipe.data.synthesise is not None:
+        notes += (f"`kdc compress` synthesises {recipe.data.synthesise.samples} training samples from the teacher",)
+    return Preview(parameters, macs, operators(seen[-1]), notes)
+
+
+def _hasty(recipe: Recipe) -> Recipe:
+    """The recipe with a synthesis of one step: nothing is trained on these samples, and good ones take minutes."""
+    if recipe.data.synthesise is None:
+        return recipe
+    settings = recipe.data.synthesise.model_copy(update={"steps": 1})
+    return recipe.model_copy(update={"data": recipe.data.model_copy(update={"synthesise": settings})})

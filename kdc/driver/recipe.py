@@ -17,6 +17,7 @@ from pydantic.json_schema import models_json_schema
 from kdc.core.budget import Budget
 from kdc.core.contract import Pass
 from kdc.core.spec import TensorSpec
+from kdc.distill.synthesis.settings import Synthesis
 from kdc.driver import document
 from kdc.driver.document import Key
 from kdc.driver.mistakes import Mistake, explain, misread, raise_all, unknown
@@ -28,8 +29,18 @@ AnyPass = Pass[Any]
 KnownPasses = Mapping[str, type[AnyPass]]
 
 WEIGHT_SUFFIXES = (".safetensors", ".pt", ".pth")
+_FILES = {
+    "weights": ("weights", WEIGHT_SUFFIXES, "convert it"),
+    "onnx": ("ONNX", (".onnx",), "export the model with torch.onnx.export"),
+    "torchscript": ("TorchScript", (".pt", ".pth", ".ts", ".torchscript"), "save it with torch.jit.save"),
+    "previous": ("ONNX", (".onnx",), "name the student.onnx of the last release"),
+}
+"""Keys that name a file of data: what it is, how its name may end, and what to do."""
+_CODE = ("build", "ask")
+_SOURCES = {"teachers", "teacher_base", "student_base"}  # settings of a pass that name teachers
 _CALLABLE = "path/to/file.py:callable or package.module:callable"
 _PATHS: tuple[tuple[str, str], ...] = (("teacher", "build"), ("teacher", "weights"), ("data", "load"))
+SYNTHESISE: tuple[Key, ...] = ("data", "synthesise")
 _DOTTED = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)*")
 
 
@@ -45,10 +56,14 @@ class TeacherSpec(BaseModel, frozen=True, extra="forbid"):
 
 
 class DataSpec(BaseModel, frozen=True, extra="forbid"):
-    """The data."""
+    """The data: what `load` returns; where there is no training split, `synthesise` makes one from the teacher."""
 
-    load: str = Field(description=f"{_CALLABLE}, which returns the splits")
+    load: str | None = Field(default=None, description=f"{_CALLABLE}, which returns the splits")
     arguments: dict[str, Any] = Field(default={}, description="keyword arguments of the callable")
+    synthesise: Synthesis | None = Field(
+        default=None,
+        description="a training split made by `method: inversion` or `method: generator` where `load` gives none",
+    )
 
 
 class Recipe(BaseModel, frozen=True, extra="forbid"):
@@ -62,6 +77,10 @@ class Recipe(BaseModel, frozen=True, extra="forbid"):
     )
     budget: Budget = Budget()
     passes: tuple[SerializeAsAny[InstanceOf[AnyPass]], ...] | None = Field(default=None, description="in their order")
+    previous: Path | None = Field(
+        default=None,
+        description="the .onnx file of the release that this one replaces: how many answers change (churn)",
+    )
     seed: int = Field(default=0, ge=0, lt=2**63, description="of every random number in the run")
 
 
@@ -107,6 +126,9 @@ def load_recipe(
     else:
         mistakes += misread(plain.get("budget", {}), recipe.budget.model_dump(by_alias=True), ("budget",))
         mistakes += misread(plain.get("seed"), recipe.seed, ("seed",))
+        mistakes += misread(plain["data"].get("synthesise"), recipe.data.model_dump()["synthesise"], SYNTHESISE)
+        mistakes += _without_data(recipe)
+        mistakes += _churn_without_release(recipe)
     if recipe is None or mistakes:
         raise_all(mistakes, where)
     return recipe.model_copy(update={"passes": passes})
@@ -115,6 +137,7 @@ def load_recipe(
 def lock_text(recipe: Recipe) -> str:
     """The recipe with nothing left to defaults, as the YAML text that loads again to an equal recipe."""
     plain = _settled(recipe, "passes").model_dump(exclude={"passes"}, by_alias=True)
+    plain["previous"] = None if recipe.previous is None else str(recipe.previous)
     plain["teacher"]["weights"] = None if recipe.teacher.weights is None else str(recipe.teacher.weights)
     if recipe.passes is not None:
         plain["passes"] = [{settings.kind: _settled(settings).model_dump(mode="json")} for settings in recipe.passes]
@@ -145,6 +168,24 @@ def schema(known_passes: KnownPasses) -> dict[str, Any]:
         "description": "in their order; default: the target's list",
     }
     return {"$schema": "https://json-schema.org/draft/2020-12/schema", **top, "$defs": definitions}
+
+
+def _without_data(recipe: Recipe) -> list[Mistake]:
+    """What is missing where `data.load` is: something to make the samples by, and what they are to look like."""
+    if recipe.data.load is not None:
+        return []
+    if recipe.data.synthesise is None:
+        do = "add `load:` to data, or give --data; without any data, `synthesise: {method: inversion}`"
+        return [Mistake(("data", "load"), "the key 'data.load' is missing", _CALLABLE, do)]
+    found = []
+    if recipe.data.arguments:
+        do = "take data.arguments out, or add the callable"
+        found.append(Mistake(("data", "arguments"), "data.arguments are of no callable", "data.load beside them", do))
+    if recipe.teacher.inputs is None:
+        do = "add `inputs: [{name: image, shape: [batch, 1, 28, 28]}]`, with your teacher's own sizes, to teacher"
+        inputs = "it where there are no data to see the inputs' shapes from"
+        found.append(Mistake(("teacher", "inputs"), "the key 'teacher.inputs' is missing", inputs, do))
+    return found
 
 
 def _settled(model: BaseModel, *left_out: str) -> BaseModel:
@@ -195,16 +236,14 @@ def _resolve_paths(plain: dict[str, Any], folder: Callable[[Sequence[Key]], Path
     for at, spec in _named_files(plain):
         section, key = ".".join(map(str, at[:-1])), str(at[-1])
         text = spec[key]
-        if key == "weights":
+        if key in _FILES:
+            what, suffixes, do = _FILES[key]
             spec[key] = file = (folder(at) / Path(text).expanduser()).resolve()
-            if file.suffix not in WEIGHT_SUFFIXES:
-                mistakes.append(
-                    Mistake(
-                        at, f"{file.name!r} is no weights file", f"one of {', '.join(WEIGHT_SUFFIXES)}", "convert it"
-                    )
-                )
+            if file.suffix not in suffixes:
+                mistakes.append(Mistake(at, f"{file.name!r} is no {what} file", f"one of {', '.join(suffixes)}", do))
             elif not file.is_file():
-                mistakes.append(Mistake(at, f"there is no file {file}", "a weights file", "mend the path"))
+                article = "an" if what[0] in "AEIOU" else "a"
+                mistakes.append(Mistake(at, f"there is no file {file}", f"{article} {what} file", "mend the path"))
             continue
         place, _, name = str(text).rpartition(":")
         if not _DOTTED.fullmatch(name) or not (place.endswith(".py") or _DOTTED.fullmatch(place)):
@@ -219,11 +258,22 @@ def _resolve_paths(plain: dict[str, Any], folder: Callable[[Sequence[Key]], Path
     return mistakes
 
 
-def _named_files(plain: Mapping[str, Any]) -> Iterator[tuple[tuple[Key, ...], dict[str, Any]]]:
+def _churn_without_release(recipe: Recipe) -> list[Mistake]:
+    """A limit of what changes against the previous release needs that release."""
+    if recipe.budget.max_churn is None or recipe.previous is not None:
+        return []
+    found = "budget.max_churn limits what changes against the previous release, and none is named"
+    do = "add `previous:` to the recipe, or leave max_churn out"
+    return [Mistake(("budget", "max_churn"), found, "the .onnx file of that release", do)]
+
+
+def _named_files(plain: dict[str, Any]) -> Iterator[tuple[tuple[Key, ...], dict[str, Any]]]:
     """Where the recipe names a file, and the mapping that holds it; the wrong type is told by the model.
 
-    In a pass's settings it is every text under the key `build`.
+    In a pass's settings it is every text under the keys `build` and `ask`, and the files of teachers.
     """
+    if isinstance(plain.get("previous"), str | Path):
+        yield ("previous",), plain
     for section, key in _PATHS:
         spec = plain.get(section)
         if isinstance(spec, dict) and isinstance(spec.get(key), str | Path):
@@ -235,8 +285,9 @@ def _named_files(plain: Mapping[str, Any]) -> Iterator[tuple[tuple[Key, ...], di
             waiting += [((*at, index), member) for index, member in enumerate(value)]
         elif isinstance(value, dict):
             waiting += [((*at, key), member) for key, member in value.items()]
-            if isinstance(value.get("build"), str):
-                yield (*at, "build"), value
+            for key in (*_CODE, *(_FILES if _SOURCES & set(at) else ())):
+                if isinstance(value.get(key), str | Path):
+                    yield (*at, key), value
 
 
 def _passes(entries: Any, known: KnownPasses) -> tuple[tuple[AnyPass, ...] | None, list[Mistake]]:

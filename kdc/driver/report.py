@@ -7,11 +7,12 @@ from typing import Any
 from pydantic import BaseModel, Field
 
 from kdc.core.budget import Verdict
+from kdc.distill.strategy_settings.adversarial import Attack
 from targets.latency import Latency
 from targets.placement import Placement
 from targets.ratio import Ratio
 
-SCHEMA_VERSION = 3
+SCHEMA_VERSION = 4
 
 
 class Metric(BaseModel, frozen=True, extra="forbid"):
@@ -87,6 +88,30 @@ class Routing(BaseModel, frozen=True, extra="forbid"):
     disagreeing: int = Field(description="samples that torch sends to another exit than the file; validation split")
 
 
+class Robustness(BaseModel, frozen=True, extra="forbid"):
+    """Teacher and student under an attack on their inputs, each as its PyTorch model, by gradients of its own loss."""
+
+    strategy: str = Field(
+        description="that has the attack; of several the one with the largest epsilon, then most steps"
+    )
+    trained: str = Field(description="the pass with that strategy")
+    attack: Attack
+    samples: int = Field(description="of the test split; a draw by the recipe's seed where they are fewer than `of`")
+    of: int
+    teacher: Metric
+    student: Metric
+    after: str = Field(description="the pass that the student's model is the result of")
+
+    def sentence(self) -> str:
+        """What was done, in words."""
+        attack, drawn = self.attack, f"{self.samples} of {self.of} samples of the test split"
+        return (
+            f"{self.student.name}: under the attack of {self.strategy} in {self.trained}, which changes an input by at most "
+            f"{attack.epsilon:.3g} of its range in {attack.steps} steps, by gradients of the PyTorch models (the student's "
+            f"after {self.after}); {drawn}"
+        )
+
+
 class StepRow(BaseModel, frozen=True, extra="forbid"):
     """One compressing pass: what it decided, what it cost, and the student after it, judged on the validation split."""
 
@@ -114,12 +139,14 @@ class Report(BaseModel, frozen=True, extra="forbid"):
     task: str
     teacher: ModelRow
     student: ModelRow
+    previous: str | None = Field(default=None, description="the release that churn is against; null: the teacher")
     steps: tuple[StepRow, ...]
     budget: tuple[Verdict, ...]
     met: bool
     speedup: Ratio
     cold_speedup: Ratio | None = Field(default=None, description="of cold runs, teacher's and student's")
     drop: Drop
+    robustness: Robustness | None = Field(default=None, description="where a training of the recipe has an attack")
     routing: Routing | None = Field(description="of the student that ships, where it has early exits; test split")
     ships: str = Field(description="the file that the target's runtime loads, in the run's folder")
     notes: tuple[str, ...]

@@ -25,10 +25,13 @@ class Judged:
     samples_ms: Sequence[float]
     cold_ratio: Ratio | None = None
     cold_samples_ms: Sequence[float] = ()
+    churn: float | None = None
 
 
-def limits(budget: Budget, judged: Judged, drop_points: float, minutes: float) -> list[Verdict]:
-    """Every limit of the budget beside what was measured.
+def limits(
+    budget: Budget, judged: Judged, drop_points: float, minutes: float, churn: float | None = None
+) -> list[Verdict]:
+    """Every limit of the budget beside what was measured; `churn` is that of the split, where the task has it.
 
     The median latency, hot and cold each, is held by the upper end of its 95% interval and the speed-up by the lower end
     of its own, so that a limit that is met is met beyond the noise. What was measured on an emulated processor, times and
@@ -58,6 +61,8 @@ def limits(budget: Budget, judged: Judged, drop_points: float, minutes: float) -
     at_most("macs", budget.macs, known(judged.profile.macs))
     at_most("peak_memory_mb", budget.peak_memory_mb, judged.profile.peak_memory_mb, emulated)
     at_most("max_drop", budget.max_drop, drop_points)
+    if churn is not None:
+        at_most("max_churn", budget.max_churn, churn)
     at_most("compile_minutes", budget.compile_minutes, minutes)
     return verdicts
 
@@ -92,7 +97,7 @@ def select(
     nothing. Where none is feasible, the one that misses its limits by the least in sum is the nearest. What is barred
     does not ship.
     """
-    verdicts = [limits(budget, one, one.drop.points, minutes) for one in judged]
+    verdicts = [limits(budget, one, one.drop.points, minutes, one.churn) for one in judged]
     open_ = [i for i in range(len(judged)) if i not in barred] or list(range(len(judged)))
     feasible = [i for i in open_ if proven(judged[i]) and all(v.met for v in verdicts[i])]
     if not feasible:

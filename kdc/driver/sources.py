@@ -5,6 +5,8 @@ from __future__ import annotations
 import ast
 import hashlib
 import importlib.util
+import re
+from collections.abc import Iterable
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -12,13 +14,17 @@ from pathlib import Path
 from targets.runtime import version_of
 
 OWN = ("kdc", "passes", "targets")
+_FUNCTION = re.compile(r"[a-z_]\w*(\.\w+)+:\w+")
 
 
-def digests(module: str) -> dict[str, str]:
-    """{file, relative to its top-level package: SHA-256} of a module and all of kdc's modules that it imports."""
+def digests(module: str, without: Iterable[str] = ()) -> dict[str, str]:
+    """{file, relative to its top-level package: SHA-256} of a module and all of kdc's modules that it imports.
+
+    Args: without: modules that are left out, with what they alone import.
+    """
     seen: dict[str, str] = {}
     waiting = [module]
-    known: set[str] = set()
+    known: set[str] = set(without)
     while waiting:
         name = waiting.pop()
         if name in known:
@@ -59,7 +65,7 @@ def _file(module: str) -> Path | None:
 
 
 def _imports(text: bytes) -> list[str]:
-    """kdc's modules imported anywhere in this source, those inside functions too."""
+    """kdc's modules imported anywhere in this source, those inside functions too, and those named in "module:function"."""
     names: list[str] = []
     for node in ast.walk(ast.parse(text)):
         if isinstance(node, ast.Import):
@@ -67,4 +73,6 @@ def _imports(text: bytes) -> list[str]:
         elif isinstance(node, ast.ImportFrom) and node.module:
             names.append(node.module)
             names.extend(f"{node.module}.{alias.name}" for alias in node.names)
+        elif isinstance(node, ast.Constant) and isinstance(node.value, str) and _FUNCTION.fullmatch(node.value):
+            names.append(node.value.partition(":")[0])
     return [name for name in names if name.split(".")[0] in OWN]

@@ -6,8 +6,8 @@ import json
 import platform
 import shutil
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -29,6 +29,9 @@ from kdc.core.spec import DeviceFile
 from kdc.core.store import KEY_DIGITS, Entry, Parts, Store, key_of
 from kdc.core.usercode import load_callable, source_fingerprint
 from kdc.core.weights import save_weights
+from kdc.distill.cache import claim
+from kdc.distill.sources import named_in, source_digest
+from kdc.driver.again import Figures, Forecasts, GoOn, Recorded
 from kdc.driver.inputs import Inputs
 from kdc.driver.plan import AnyPass, Planned
 from kdc.driver.sources import digests, versions
@@ -36,7 +39,6 @@ from targets.runtime import runtime_of
 
 WORKER = "targets.worker"
 WEIGHTS, ONNX, DECISION = "weights.safetensors", "model.onnx", "decision.json"
-Forecasts = Callable[[Sequence[Artifact[Any]]], list[Cost | KdcError]]
 
 
 @dataclass(frozen=True)
@@ -48,11 +50,24 @@ class Made:
     key: str
 
 
+@dataclass(frozen=True)
+class Kept:
+    """Where the teacher's answers are kept, and how much of them: a folder that runs share, or None: the run's own."""
+
+    folder: Path | None = None
+    gigabytes: float | None = None  # None: a share of the disk; 0: none are kept
+
+
 class Steps:
     """Runs steps of one recipe through one store."""
 
-    def __init__(self, inputs: Inputs, store: Store, emit: Emit) -> None:
+    def __init__(self, inputs: Inputs, store: Store, emit: Emit, kept: Kept | None = None) -> None:
         self.inputs, self.store, self.emit = inputs, store, emit
+        self.kept = kept or Kept()
+        if self.kept.folder is not None:
+            parts = root_parts(inputs)
+            data = parts.pop("data")
+            claim(self.kept.folder, key_of(parts), data)
         self.root = Made("teacher", inputs.teacher, key_of(root_parts(inputs)))
 
     def run(
@@ -71,9 +86,11 @@ class Steps:
         self.emit(StepStarted(name, *place, stored=entry is not None))
         if entry is None:
             began = time.monotonic()
-            context = self.context(name, key, forecasts, teacher_cost)
+            told = Recorded(forecasts, teacher_cost)
+            context = self.context(name, key, told.forecasts, told.teacher_cost)
+            context = replace(context, again=self._again(context, told.figures))
             try:
-                artifact, step = self._make(name, planned.settings, previous.artifact, context)
+                artifact, step = self.make(planned, previous.artifact, context)
             except KdcError as error:
                 self.store.fail(name, parts, error)
                 raise
@@ -98,6 +115,14 @@ class Steps:
             artifact = _load(entry, planned, previous.artifact, self.inputs.device.runtime)
         return Made(name, artifact, key)
 
+    def stored(self, name: str, planned: Planned, previous: Made) -> Made | None:
+        """The step as it is in the store; None where it is not there."""
+        key = key_of(step_parts(planned.settings, previous.key, self.inputs))
+        entry = self.store.find(name, key)
+        if entry is None:
+            return None
+        return Made(name, _load(entry, planned, previous.artifact, self.inputs.device.runtime), key)
+
     def entry_of(self, made: Made) -> Entry:
         """The stored step."""
         entry = self.store.find(made.name, made.key)
@@ -120,6 +145,7 @@ class Steps:
     def context(self, name: str, key: str, forecasts: Forecasts, teacher_cost: Callable[[], Cost]) -> Context:
         """What a pass of this step may use."""
         inputs = self.inputs
+        cache = self.kept.folder or self.store.root / "cache"
         return Context(
             step=name,
             device=inputs.device,
@@ -129,15 +155,24 @@ class Steps:
             budget=inputs.recipe.budget,
             seed=inputs.recipe.seed,
             work=self.store.work(key),
-            cache=self.store.root / "cache" / key_of(cache_parts(inputs))[:KEY_DIGITS],
+            cache=cache / key_of(cache_parts(inputs))[:KEY_DIGITS],
+            cache_root=cache,
+            cache_bytes=None if self.kept.gigabytes is None else int(self.kept.gigabytes * 1e9),
             emit=self.emit,
             teacher_cost=teacher_cost,
             forecasts=forecasts,
         )
 
-    def _make(
-        self, name: str, settings: AnyPass, incoming: Artifact[Any], context: Context
-    ) -> tuple[Artifact[Any], Step]:
+    def _again(self, context: Context, figures: Figures) -> GoOn:
+        """How another process goes on with the step of this context."""
+        kept = self.kept
+        return GoOn(
+            self.inputs.recipe, context.step, context.work, self.store.root, kept.folder, kept.gigabytes, figures
+        )
+
+    def make(self, planned: Planned, incoming: Artifact[Any], context: Context) -> tuple[Artifact[Any], Step]:
+        """The step made in its context's work folder: gone on with where it was begun there."""
+        name, settings = context.step, planned.settings
         context.work.mkdir(parents=True, exist_ok=True)
         digest = incoming.digest()
         kept = context.work / DECISION
@@ -182,7 +217,7 @@ def cache_parts(inputs: Inputs) -> Parts:
     return {
         **root_parts(inputs),
         "seed": inputs.recipe.seed,
-        "source": digests("kdc.distill.teacher"),
+        "source": digests("kdc.distill.teacher_answers"),
         "libraries": versions(("torch",)),
     }
 
@@ -205,6 +240,9 @@ def step_parts(settings: AnyPass, previous_key: str, inputs: Inputs) -> Parts:
         "threads": torch.get_num_threads(),
     }
     measures = settings.measures(budget)
+    teachers = [source_digest(one, inputs.recipe.seed) for one in named_in(settings)]
+    if teachers:
+        parts["teachers"] = teachers
     if settings.code():
         parts["code"] = {spec: _fingerprint(spec) for spec in settings.code()}
     if measures or Fact.DEVICE in settings.contract(inputs.device).provides:

@@ -32,9 +32,9 @@ def why(recipe: Recipe, out: Path, step: str | None) -> list[Reason]:
     Raises: PlanError where the plan has no such step.
     """
     folder.check(out, identity(recipe))
-    inputs = load(recipe)
-    plan = make(recipe.passes, inputs.device)
     store = Store(out / folder.PRIVATE / "store")
+    inputs = load(recipe, store)
+    plan = make(recipe.passes, inputs.device)
     teacher = _Link("teacher", key_of(root_parts(inputs)), {}, "")
     chain = [teacher, *_chain([(planned.label, planned) for planned in plan.compress], teacher, inputs)]
     links = [link for one in chain for link in (one, *_chain(plan.lowered(one.name), one, inputs))][1:]

@@ -22,6 +22,8 @@ _APART = (
     ("train", "test"),
     ("calibration", "test"),
     ("validation", "test"),
+    ("unlabeled", "validation"),
+    ("unlabeled", "test"),
 )
 
 
@@ -80,6 +82,8 @@ def refuse_leaks(splits: Mapping[str, Split], where: str) -> None:
     """Raises: DataError where a sample stands in two splits that must be apart, with the first such pair."""
     keys = {name: digests(split) for name, split in splits.items()}
     for one, other in _APART:
+        if one not in keys:
+            continue  # there need be no unlabeled samples
         first = {key: index for index, key in reversed(list(enumerate(keys[one])))}
         shared = [(first[key], index) for index, key in enumerate(keys[other]) if key in first]
         if shared:

@@ -31,6 +31,8 @@ _clamp = TensorClamp()
 class Quantizer(nn.Module):
     """Holds a tensor to a grid of integers: [...] in, [...] out. The scale is learned, the zero point is not."""
 
+    straight_through = False  # see `kdc.distill.modes.differentiable`
+
     def __init__(self, grid: Affine) -> None:
         super().__init__()
         self.low, self.high, self.enabled = grid.low, grid.high, True
@@ -49,7 +51,7 @@ class Quantizer(nn.Module):
         """The nearest points of the grid."""
         if not self.enabled:
             return x
-        if not self.training:
+        if not (self.training or self.straight_through):
             return fake_quantize(x, self.scale, self.zero_point, self.low, self.high)
         # As LSQ: the gradient of a scale is a sum over the tensor, and would else drown those of the weights.
         scale = _scaled_gradient(self.scale, 1 / math.sqrt(x.numel() * self.high))

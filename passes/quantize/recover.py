@@ -9,7 +9,7 @@ from torch import nn
 from kdc.core.contract import Context
 from kdc.core.observe import Note
 from kdc.distill.loop import train
-from kdc.distill.teacher import points, predict
+from kdc.distill.teacher import reached
 from passes.quantize.quantizers import in_float
 
 if TYPE_CHECKING:
@@ -21,8 +21,8 @@ POINTS_WITHOUT_BUDGET = 1.0
 def recover(settings: Quantize, model: nn.Module, context: Context) -> nn.Module:
     """The model as it came, or trained further where calibration cost too much and training made it better."""
     with in_float(model):
-        reference = _points(model, context)
-    calibrated = _points(model, context)
+        reference = reached(model, context)
+    calibrated = reached(model, context)
     max_drop = context.budget.max_drop
     allowed = settings.drop_share * (POINTS_WITHOUT_BUDGET if max_drop is None else max_drop)
     told = (
@@ -34,15 +34,10 @@ def recover(settings: Quantize, model: nn.Module, context: Context) -> nn.Module
         return model.eval()
     before = {name: tensor.detach().clone() for name, tensor in model.state_dict().items()}
     model = train(model, context.named("qat"), settings.training)
-    trained = _points(model, context)
+    trained = reached(model, context)
     if trained > calibrated:
         context.emit(Note(f"{told}, {trained:.2f} after quantization-aware distillation"))
     else:
         model.load_state_dict(before)
         context.emit(Note(f"{told}; quantization-aware distillation gave {trained:.2f} and was put back"))
     return model.eval()
-
-
-def _points(model: nn.Module, context: Context) -> float:
-    split = context.data.validation
-    return points(predict(model, split), split, context)

@@ -9,7 +9,8 @@ from pydantic import BaseModel, Field, field_validator
 from kdc.core.budget import Budget
 from kdc.core.contract import Context, Contract, Decision, Fact, Pass
 from kdc.core.device import Device
-from kdc.distill.settings import HardLabels, SoftTargets, Training
+from kdc.distill.logit_settings import OnOutputs
+from kdc.distill.settings import HardLabels, Training
 
 
 class Exit(BaseModel, frozen=True, extra="forbid"):
@@ -67,8 +68,8 @@ class Route(Pass[Exits]):
     @field_validator("training")
     @classmethod
     def _exits_have_something_to_learn_from(cls, training: Training) -> Training:
-        if not any(isinstance(objective, HardLabels | SoftTargets) for objective in training.objectives):
-            raise ValueError("exits learn from `labels` or `kd` alone; add one of them to objectives")
+        if not any(isinstance(objective, HardLabels | OnOutputs) for objective in training.objectives):
+            raise ValueError("exits learn from objectives on outputs alone; add `labels` or `kd` to objectives")
         return training
 
     def contract(self, device: Device) -> Contract:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -15,11 +16,15 @@ from kdc.core.cascade import Cascade
 from kdc.core.contract import Context
 from kdc.core.observe import Note
 from kdc.core.weights import save_weights
+from kdc.distill.feature_settings import FeatureObjective
 from kdc.distill.loop import train
-from kdc.distill.pairing import Tap
-from kdc.distill.policies import Batch, Policy, policies
-from kdc.distill.settings import Hints, Objective
-from kdc.distill.teacher import EVALUATION_BATCH, fast, teacher_outputs, view
+from kdc.distill.policies import policies
+from kdc.distill.policy import Batch, Policy
+from kdc.distill.settings import Objective
+from kdc.distill.taps import Tap
+from kdc.distill.teacher import EVALUATION_BATCH, fast
+from kdc.distill.teacher_answers import TeacherAnswers
+from kdc.distill.views import view
 from passes.route.stages import parameters_by_name
 
 if TYPE_CHECKING:
@@ -42,7 +47,7 @@ def learn(cascade: Cascade, context: Context, settings: Route, name: str = "exit
     frozen = settings.backbone == "frozen"
     training = settings.training
     if frozen:  # what the last stage gives is then a constant: nothing is learned from it
-        training = training.model_copy(update={"objectives": ()})
+        training = training.model_copy(update={"objectives": (), "strategies": (), "calibrate": False})
     temperatures = [head.temperature for head in cascade.exits]
     for head in cascade.exits:
         head.temperature = 1.0  # type: ignore[assignment]  # it is of the calibration behind the training
@@ -65,9 +70,11 @@ def _begin(cascade: Cascade, context: Context) -> None:
     A pooled early feature needs weights far larger than a layer's usual first ones: a training that is short enough to
     leave the model as it is would not get there.
     """
-    samples = view(context.data, context.seed, 0)
-    targets = teacher_outputs(context, 0, samples)
+    first = view(context.data, context.seed, 0)
+    samples = first.samples
     some = torch.randperm(len(samples), generator=context.generator("heads"))[:FIT_SAMPLES]
+    with TeacherAnswers(context, rebuilt="spread") as answers:
+        logits = answers.of(first)[some].double()
     cascade.eval()
     pooled: list[list[torch.Tensor]] = [[] for _ in cascade.exits]
     for batch in samples[some].batches(EVALUATION_BATCH):
@@ -75,7 +82,6 @@ def _begin(cascade: Cascade, context: Context) -> None:
         for stage, head, seen in zip(cascade.stages, cascade.exits, pooled, strict=False):
             features = (stage(*features),)
             seen.append(head.pooled(*features))  # type: ignore[operator]
-    logits = targets[some].double()
     for head, seen in zip(cascade.exits, pooled, strict=True):
         inputs = torch.cat(seen).double()
         mean, aim = inputs.mean(0), logits.mean(0)
@@ -111,25 +117,32 @@ class AllAnswers(nn.Module):
         return torch.stack(self.cascade.answers(*inputs), 1)
 
 
-class _ExitLoss:
+class _ExitLoss(Policy):
     """The objectives on every exit's own logits: `weight` times their mean over the exits.
 
-    Hints are left out: an exit has no features that should be like the teacher's.
+    Objectives on features are left out: an exit has none that should be like the teacher's.
     """
 
     runs_teacher = False
-    trained: nn.Module | None = None
 
     def __init__(self, model: _Last, context: Context, objectives: Sequence[Objective], weight: float) -> None:
         self.weight = weight
-        own = [objective for objective in objectives if not isinstance(objective, Hints)]
-        self._parts: list[Policy] = policies(own, model, context)
-        self._paths = [f"cascade.exits.{place}" for place in range(len(model.cascade.exits))]
-        self._tap = Tap(model, self._paths)
+        own = [objective for objective in objectives if not isinstance(objective, FeatureObjective)]
+        paths = [f"cascade.exits.{place}" for place in range(len(model.cascade.exits))]
+        # One policy an exit: what one remembers of its steps is of that exit's outputs alone.
+        self._parts: dict[str, list[Policy]] = {path: policies(own, model, context) for path in paths}
+        remembered = [part.trained for parts in self._parts.values() for part in parts if part.trained is not None]
+        self.trained: nn.Module | None = nn.ModuleList(remembered) if remembered else None
+        self._tap = Tap(model, paths)
 
     def loss(self, batch: Batch) -> torch.Tensor:
-        seen = [Batch(batch.labels, self._tap.features[path], batch.teacher) for path in self._paths]
-        return self.weight * torch.stack([part.loss(one) for one in seen for part in self._parts]).sum(0) / len(seen)
+        losses = [
+            value
+            for path, parts in self._parts.items()
+            for part in parts
+            if (value := part.loss(replace(batch, student=self._tap.features[path]))) is not None
+        ]
+        return self.weight * torch.stack(losses).sum(0) / len(self._parts)
 
     def close(self) -> None:
         self._tap.close()

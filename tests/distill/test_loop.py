@@ -18,7 +18,9 @@ from kdc.distill.loop import train
 from kdc.distill.objectives.features import hint
 from kdc.distill.objectives.logits import soft_targets
 from kdc.distill.settings import HardLabels, Hints, SoftTargets, Training
-from kdc.distill.teacher import predict, teacher_outputs, view
+from kdc.distill.teacher import predict
+from kdc.distill.teacher_answers import TeacherAnswers
+from kdc.distill.views import view
 from kdc.tasks.classification import Classification
 from targets.device import load_device
 
@@ -159,15 +161,17 @@ def test_a_loss_that_is_not_finite_names_the_learning_rate(context):
 
 
 def test_a_view_is_the_same_each_time_and_differs_from_the_next(context):
-    first, again, other = (view(context.data, 0, number).inputs[0] for number in (0, 0, 1))
+    first, again, other = (view(context.data, 0, number).samples.inputs[0] for number in (0, 0, 1))
     assert torch.equal(first, again)
     assert not torch.equal(first, other)
 
 
 def test_stored_teacher_outputs_are_those_of_the_very_view(context):
-    samples = view(context.data, 0, 1)
+    seen = view(context.data, 0, 1)
     for _ in range(2):  # computed, then from the cache
-        assert torch.equal(teacher_outputs(context, 1, samples), predict(context.teacher, samples))
+        with TeacherAnswers(context) as answers:
+            found = answers.of(seen)[torch.arange(len(seen.samples))]
+        assert torch.equal(found, predict(context.teacher, seen.samples))
 
 
 def test_soft_targets_are_temperature_squared_times_the_divergence_of_the_softened_distributions():

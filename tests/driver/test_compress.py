@@ -15,6 +15,7 @@ import onnx_ir
 import onnxruntime
 import pytest
 
+from kdc.core.errors import ModelError, RecipeError
 from kdc.core.origins import origins_of
 from kdc.core.spec import DeviceFile
 from kdc.driver.check import check
@@ -110,6 +111,38 @@ def test_a_second_run_serves_every_step_from_the_store(finished):
     assert started
     assert all(event.stored for event in started)
     assert again.student.sha256 == report.student.sha256
+
+
+def test_churn_is_held_against_the_previous_release(finished, tmp_path):
+    folder, out, report = finished
+    release = tmp_path / "release.onnx"
+    release.write_bytes((out / "student.onnx").read_bytes())
+    same = compress(recipe(folder, f"previous={release}", "budget.max_churn=1"), out)
+    assert same.student.metrics["churn"] == same.student.metrics["new_mistakes"] == 0
+    assert report.student.metrics["churn"] == pytest.approx(100 - report.student.metrics["agreement"])
+    (verdict,) = (v for v in same.budget if v.name == "max_churn")
+    assert verdict.met
+    assert same.previous == str(release)
+
+
+def test_a_release_of_other_inputs_is_refused(finished, tmp_path):
+    folder, out, _ = finished
+    model = onnx.helper.make_model(
+        onnx.helper.make_graph(
+            [onnx.helper.make_node("Identity", ["x"], ["y"])], "other",
+            [onnx.helper.make_tensor_value_info("x", onnx.TensorProto.FLOAT, ["n", 5])],
+            [onnx.helper.make_tensor_value_info("y", onnx.TensorProto.FLOAT, ["n", 5])],
+        ),
+        opset_imports=[onnx.helper.make_opsetid("", 17)], ir_version=9,
+    )  # fmt: skip
+    onnx.save(model, tmp_path / "other.onnx")
+    with pytest.raises(ModelError, match="the previous release takes"):
+        compress(recipe(folder, f"previous={tmp_path / 'other.onnx'}"), out)
+
+
+def test_a_churn_limit_without_a_previous_release_is_a_mistake_in_the_recipe(finished):
+    with pytest.raises(RecipeError, match="none is named"):
+        recipe(finished[0], "budget.max_churn=1")
 
 
 def reasons(folder: Path, out: Path, *settings: str) -> dict[str, tuple[bool, tuple[str, ...]]]:

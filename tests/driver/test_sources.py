@@ -10,6 +10,11 @@ def test_a_pass_depends_on_its_own_files_and_on_what_they_import():
     assert {"passes/prune/__init__.py", "passes/prune/importance.py", "kdc/distill/loop.py"} <= found.keys()
 
 
+def test_a_pass_depends_on_functions_that_settings_name_in_words():
+    found = digests("passes.distill")
+    assert {"kdc/distill/objectives/decoupled.py", "kdc/distill/objectives/distributions.py"} <= found.keys()
+
+
 def test_a_pass_does_not_depend_on_another_pass_or_on_the_driver():
     found = digests("passes.prune")
     assert not [

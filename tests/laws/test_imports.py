@@ -79,7 +79,7 @@ def test_no_imports_run_in_a_circle():
         visit(name, ())
 
 
-LAZY = ("kdc/cli", "passes", "targets")
+LAZY = ("kdc/cli", "passes", "targets", "kdc/distill/team.py")  # the last: Accelerate may be absent
 
 
 @pytest.mark.parametrize("path", FILES, ids=module_of)

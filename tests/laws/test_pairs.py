@@ -61,13 +61,19 @@ def test_routing_ends_what_other_passes_may_do():
     assert all(legal(kind, "route") for kind in compressing if kind != "route")
 
 
+@pytest.fixture(scope="module")
+def store(tmp_path_factory) -> Store:
+    """One for all pairs: a first step is made for the first of its pairs, and taken from here for the others."""
+    return Store(tmp_path_factory.mktemp("pairs"))
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("pair", LEGAL, ids="-".join)
-def test_a_pair_that_plans_works(pair, shapes: Path, tmp_path: Path):
+def test_a_pair_that_plans_works(pair, shapes: Path, store: Store):
     recipe = load_recipe(shapes / "recipe.yaml", {}, [], PASSES).model_copy(update={"passes": tuple(chosen(*pair))})
     inputs = load(recipe)
     plan = make(recipe.passes, inputs.device)
-    steps = Steps(inputs, Store(tmp_path / "store"), silent)
+    steps = Steps(inputs, store, silent)
     lowering = Lowering(steps, plan)
     made, of = steps.root, len(plan.compress)
     candidates = [lowering.teacher]

@@ -2,7 +2,6 @@
 
 import functools
 
-import numpy as np
 import onnx_ir
 import onnxruntime
 import pytest
@@ -13,6 +12,7 @@ from kdc.core.budget import Budget
 from kdc.core.contract import Context
 from kdc.core.data import Split, Splits
 from kdc.core.device import Device, QuantizationScheme
+from kdc.tasks.classification import Classification
 from passes.export.lower import lower
 from passes.quantize import Quantize
 
@@ -27,18 +27,6 @@ DEVICE = Device(
         activations="uint8", symmetric_activations=False, per_channel=True, int32_bias=True, source=""
     ),
 )
-
-
-class Accuracy:
-    """The part of the classification task that quantization asks."""
-
-    name, metric = "classification", "accuracy"
-
-    def loss(self, outputs, labels):
-        return torch.nn.functional.cross_entropy(outputs, labels, reduction="none")
-
-    def scores(self, outputs, labels):
-        return (outputs.argmax(1) == labels).astype(np.float64)
 
 
 class Lowered:
@@ -84,7 +72,7 @@ def context(teacher, work=None, events=None, budget=None, device=DEVICE):
     return Context(
         step="quantize",
         device=device,
-        task=Accuracy(),
+        task=Classification(),
         data=Splits(split(256, 2), split(64, 3), split(128, 4), split(1, 5), fingerprint="0"),
         teacher=teacher,
         budget=budget or Budget(),

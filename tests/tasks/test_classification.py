@@ -7,7 +7,7 @@ from sklearn import metrics as sk
 
 from kdc.core.data import Split, Splits
 from kdc.core.errors import DataError, ModelError, RecipeError
-from kdc.tasks.classification import Classification, expected_calibration_error, task_of
+from kdc.tasks.classification import Classification, best_temperature, expected_calibration_error, task_of
 
 TASK = Classification()
 
@@ -45,6 +45,34 @@ def test_the_metrics_are_those_of_scikit_learn_in_points():
 
 def test_without_the_teachers_outputs_no_agreement_is_claimed():
     assert "agreement" not in TASK.metrics(np.eye(3), np.arange(3), None)
+
+
+def test_churn_and_new_mistakes_are_against_the_previous_release_and_without_one_against_the_teacher():
+    one = np.eye(3)
+    labels = np.array([0, 1, 2, 0])
+    outputs, teacher, previous = one[[0, 1, 1, 1]], one[[0, 1, 2, 1]], one[[0, 2, 2, 0]]
+    found = TASK.metrics(outputs, labels, teacher)
+    assert (found["agreement"], found["churn"], found["new_mistakes"]) == (75, 25, 25)
+    found = TASK.metrics(outputs, labels, teacher, previous)
+    assert (found["agreement"], found["churn"], found["new_mistakes"]) == (75, 75, 50)
+
+
+def test_the_worst_class_is_seen_where_the_mean_hides_it():
+    one = np.eye(2)
+    labels = np.array([0] * 9 + [1])
+    found = TASK.metrics(one[[0] * 10], labels, one[[1] * 3 + [0] * 6 + [1]])
+    assert found["accuracy"] == pytest.approx(90)
+    assert found["worst_class"] == 0
+    assert found["worst_class_drop"] == pytest.approx(100)
+
+
+def test_the_best_temperature_is_the_one_by_which_calibrated_logits_were_multiplied():
+    generator = np.random.default_rng(0)
+    logits = generator.normal(size=(20_000, 4)) * 2
+    probabilities = np.exp(logits) / np.exp(logits).sum(1, keepdims=True)
+    labels = (generator.random((20_000, 1)) > probabilities.cumsum(1)).sum(1)
+    for temperature in (0.5, 1.0, 3.0):
+        assert best_temperature(logits * temperature, labels) == pytest.approx(temperature, rel=0.05)
 
 
 def test_macro_f1_of_a_hand_counted_case():

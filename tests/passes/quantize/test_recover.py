@@ -8,7 +8,7 @@ from kdc.distill.settings import Training
 from passes.export.lower import lower
 from passes.quantize import Quantize
 
-SHORT = Training(epochs=20, batch=32, learning_rate=1e-3, ema=0.9)
+SHORT = Training(epochs=20, batch=32, learning_rate=1e-3, ema=0.9, calibrate=False)  # labels are the teacher's own here
 
 
 def coarse(lowered, name, times):
@@ -87,3 +87,15 @@ def test_never_is_never(qat, lowered, quantization_context, tmp_path):
     before = artifact.digest()
     context = quantization_context(lowered.float("perceptron").model, tmp_path, budget=Budget(max_drop=0))
     assert Quantize(qat=qat).tune(artifact, context).digest() == before
+
+
+def test_integers_are_calibrated_too_and_stay_integers(lowered, quantization_context, in_runtime, tmp_path):
+    artifact, events = coarse(lowered, "plain", 24), []
+    context = quantization_context(lowered.float("plain").model, tmp_path, events)
+    settings = SHORT.model_copy(update={"epochs": 1, "calibrate": True})
+    tuned = Quantize(training=settings, qat="always").tune(artifact, context)
+    assert any("logits divided by" in note for note in notes(events))
+    with torch.no_grad():
+        expected = tuned.model(images(32))
+    found = in_runtime(lower(tuned, 21), images(32))
+    assert (found - expected).square().mean().sqrt() < 0.05 * expected.std()

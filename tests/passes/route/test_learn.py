@@ -5,11 +5,14 @@ import copy
 import pytest
 import torch
 
-from kdc.distill.settings import HardLabels, Hints, SoftTargets
+from kdc.distill.logit_settings import MovingTarget, SoftTargets
+from kdc.distill.settings import HardLabels, Hints
 from kdc.distill.teacher import points, predict
 from passes.route import Exit, Exits, Route
 from passes.route.heads import build
 from passes.route.learn import AllAnswers, keep, learn, restore
+
+MOVING = MovingTarget(rate=0.5)  # what it remembers of its steps decides where its target is
 
 
 def exits(*places):
@@ -72,11 +75,14 @@ def test_a_trained_backbone_changes_in_every_layer(cascade_of, context_of, short
 
 
 @pytest.mark.parametrize("backbone", ["frozen", "trained"])
-@pytest.mark.parametrize("killed_after", [1, 11, 25])
+@pytest.mark.parametrize(
+    ("killed_after", "objective"), [(1, SoftTargets()), (11, SoftTargets()), (25, SoftTargets()), (11, MOVING)]
+)
 def test_a_training_of_exits_that_was_killed_ends_with_the_same_bytes(
-    cascade_of, context_of, short, backbone, killed_after
+    cascade_of, context_of, short, backbone, killed_after, objective
 ):
-    settings = Route(training=short, backbone=backbone)
+    training = short.model_copy(update={"objectives": (HardLabels(), objective)})
+    settings = Route(training=training, backbone=backbone)
     whole = learn(cascade_of(), context_of(name="whole"), settings)
 
     class Killed(BaseException):

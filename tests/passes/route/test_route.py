@@ -10,6 +10,7 @@ from kdc.core.cascade import Cascade, confidence
 from kdc.core.contract import FINDINGS, Fact
 from kdc.core.errors import ModelError, TargetError
 from kdc.core.observe import Note
+from kdc.distill.settings import HardLabels, SoftTargets
 from kdc.distill.teacher import predict
 from kdc.tasks.classification import Classification
 from passes.quantize import Quantize
@@ -99,7 +100,8 @@ class Guessable(Classification):
 def test_an_exit_that_is_no_better_than_chance_is_removed_and_told(artifact, context_of, longer):
     events = []
     context = dataclasses.replace(context_of(events=events), task=Guessable(80.0))
-    settings = Route(training=longer, head="conv", backbone="frozen", max_drop=100)
+    plain = longer.model_copy(update={"objectives": (HardLabels(), SoftTargets())})
+    settings = Route(training=plain, head="conv", backbone="frozen", max_drop=100)
     decision = settings.decide(artifact, context)
     first, second = findings(context)["candidates"]
     assert first["points"] <= 80 < second["points"]

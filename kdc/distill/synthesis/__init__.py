@@ -1,0 +1,1 @@
+"""Training samples where the user has none: synthesised from the teacher, or chosen among collected ones."""
