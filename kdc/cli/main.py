@@ -6,6 +6,8 @@ import sys
 
 import typer
 
+from kdc.cli.advise import advise
+from kdc.cli.bench import bench
 from kdc.cli.build import build
 from kdc.cli.compress import compress
 from kdc.cli.passes import passes
@@ -30,6 +32,8 @@ app = typer.Typer(
 )
 for verb in (compress, plan, profile, build, verify, passes, targets, why, schema):
     app.command()(verb)
+app.add_typer(bench, name="bench")
+app.add_typer(advise, name="advise")
 
 
 def main() -> None:

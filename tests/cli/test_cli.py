@@ -1,6 +1,7 @@
 """The command line answers at once, and prints what it says it prints."""
 
 import contextlib
+import json
 import signal
 import subprocess
 import sys
@@ -51,6 +52,34 @@ def test_a_passes_settings_are_shown_with_defaults_and_sources(kdc):
     assert "keep_macs" in out
     assert "training.epochs" in out
     assert "arXiv:1906.10771" in out
+
+
+def test_what_a_setting_can_be_is_named_with_the_pass_and_shown_when_asked_for(kdc):
+    from kdc.driver.methods import objective_kinds
+
+    words = kdc("passes", "distill").stdout.replace(",", " ").split()
+    assert {*objective_kinds(), "mixup", "ps-kd", "dot"} <= {*words}
+    shown = " ".join(kdc("passes", "distill", "objectives").stdout.split())
+    assert {*objective_kinds(), "labels"} <= {*shown.split()}
+    assert "arXiv:2203.08679" in shown
+    assert " given" in kdc("passes", "distill", "delta_kd").stdout  # a setting that must be has no default to show
+    assert "Undefined" not in shown
+    one = kdc("passes", "distill", "dkd").stdout
+    assert "weight of the others among themselves" in one
+    assert one.startswith("Target class and other classes")
+
+
+def test_a_part_that_a_pass_has_not_is_told_with_those_that_it_has(kdc):
+    done = kdc("passes", "distill", "objective")
+    assert done.returncode == 2
+    assert "objectives, strategies" in done.stderr
+
+
+def test_the_schema_of_a_recipe_has_all_objectives(kdc):
+    schema = json.loads(kdc("schema").stdout)
+    kinds = schema["$defs"]["Training"]["properties"]["objectives"]["items"]["discriminator"]["mapping"]
+    assert {"labels", "hints", "kd", "dkd", "taid", "uld"} <= kinds.keys()
+    assert schema["$defs"]["Decoupled"]["properties"]["beta"]["default"] == 8.0
 
 
 def test_an_unknown_pass_names_the_known_ones(kdc):
