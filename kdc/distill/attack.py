@@ -72,7 +72,8 @@ def attacked(
     Args: loss: of the model's outputs, [batch]. generator: draws the start, uniform within epsilon.
     Returns: the inputs, the first of them without a graph.
     Raises: ModelError where the outputs have no gradient for the first input.
-    Source: Madry et al. 2018, arXiv:1706.06083, section 2.1.
+    Source: Madry et al. 2018, arXiv:1706.06083, section 2.1. The start is uniform for every loss, as in ARD's code; the
+        codes of TRADES and RSLAD start from normal noise of 0.001 where the loss is a divergence.
     """
     first, rest = inputs[0].detach(), inputs[1:]
     bounds = bounds.to(first.device)

@@ -25,8 +25,11 @@ class AdversarialInputs(Policy):
     LTD divides the teacher's logits by a temperature of its own, low but above the student's 1: softer than a label, and
     the student's logits are not scaled, so that its gradient is not masked.
 
-    Source: ARD, Goldblum et al. 2020, arXiv:1905.09747 (the teacher answers for the clean sample); LTD, Chen & Lee 2021,
-    arXiv:2111.02331, as in the abstract: that the attack too is against the softened teacher, and its default, are ours.
+    Source: ARD, Goldblum et al. 2020, arXiv:1905.09747 (the teacher answers for the clean sample), as the authors' code
+    with its weight of 1 for the teacher: with a smaller one its labels are of the clean samples, here they are of all.
+    TRADES, Zhang et al. 2019, arXiv:1901.08573, and RSLAD, Zi et al. 2021, arXiv:2108.07969, whose code has a clean share
+    of 1/6: what the attack raises is theirs. LTD, Chen & Lee 2021, arXiv:2111.02331, as in the abstract: that the attack
+    too is against the softened teacher, and its default, are ours.
     """
 
     def __init__(self, settings: Adversarial | LowTemperature, student: nn.Module, context: Context) -> None:
