@@ -64,7 +64,8 @@ def _file(module: str) -> Path | None:
     return next((path for path in candidates if path.is_file()), None)
 
 
-def _imports(text: bytes) -> list[str]:
+@cache  # a run asks for each step, and to parse all files again takes longer than a small step
+def _imports(text: bytes) -> tuple[str, ...]:
     """kdc's modules imported anywhere in this source, those inside functions too, and those named in "module:function"."""
     names: list[str] = []
     for node in ast.walk(ast.parse(text)):
@@ -75,4 +76,4 @@ def _imports(text: bytes) -> list[str]:
             names.extend(f"{node.module}.{alias.name}" for alias in node.names)
         elif isinstance(node, ast.Constant) and isinstance(node.value, str) and _FUNCTION.fullmatch(node.value):
             names.append(node.value.partition(":")[0])
-    return [name for name in names if name.split(".")[0] in OWN]
+    return tuple(name for name in names if name.split(".")[0] in OWN)

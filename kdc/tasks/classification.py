@@ -7,7 +7,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from sklearn.metrics import f1_score
 from torch.nn import functional
 
 from kdc.core.contract import Task
@@ -55,7 +54,7 @@ class Classification:
         by_class = np.array([right[labels == label].mean() for label in classes])
         found = {
             "accuracy": 100.0 * float(right.mean()),
-            "macro_f1": 100.0 * float(f1_score(labels, chosen, average="macro", zero_division=0)),
+            "macro_f1": 100.0 * macro_f1(chosen, labels),
             "worst_class": 100.0 * float(by_class.min()),
             "expected_calibration_error": 100.0 * expected_calibration_error(outputs, labels),
             "temperature": best_temperature(outputs, labels),
@@ -105,6 +104,18 @@ class Classification:
                 f"{int(split.labels[first])}; the model has {outputs[1]} outputs, so classes 0 to {outputs[1] - 1}",
                 do="number the classes from 0, or take the teacher that was trained for these classes",
             )
+
+
+def macro_f1(chosen: Array, labels: Array) -> float:
+    """The mean over classes of 2 hits / (times chosen + times right), each class counted once however many samples it has.
+
+    Args: chosen, labels: class numbers, [n]. A class that is in neither is left out.
+    Returns: 0 to 1; equal to scikit-learn's f1_score(average="macro"), whose import takes a second of every command.
+    """
+    several = max(int(chosen.max()), int(labels.max())) + 1
+    hits = np.bincount(labels[chosen == labels], minlength=several)
+    times = np.bincount(chosen, minlength=several) + np.bincount(labels, minlength=several)
+    return float((2 * hits[times > 0] / times[times > 0]).mean())
 
 
 def expected_calibration_error(logits: Array, labels: Array, bins: int = CALIBRATION_BINS) -> float:

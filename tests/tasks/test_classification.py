@@ -7,7 +7,7 @@ from sklearn import metrics as sk
 
 from kdc.core.data import Split, Splits
 from kdc.core.errors import DataError, ModelError, RecipeError
-from kdc.tasks.classification import Classification, best_temperature, expected_calibration_error, task_of
+from kdc.tasks.classification import Classification, best_temperature, expected_calibration_error, macro_f1, task_of
 
 TASK = Classification()
 
@@ -79,6 +79,14 @@ def test_macro_f1_of_a_hand_counted_case():
     # class 0: precision 2/3, recall 1, F1 0.8; class 1: precision 1, recall 1/2, F1 2/3
     outputs = np.eye(2)[[0, 0, 0, 1]]
     assert TASK.metrics(outputs, np.array([0, 0, 1, 1]), None)["macro_f1"] == pytest.approx(100 * (0.8 + 2 / 3) / 2)
+
+
+@pytest.mark.parametrize("classes", [2, 7, 200])
+def test_macro_f1_is_that_of_scikit_learn_also_where_classes_are_never_chosen_or_never_right(classes):
+    generator = np.random.default_rng(classes)
+    labels, chosen = generator.integers(0, classes, (2, 100))
+    expected = sk.f1_score(labels, chosen, average="macro", zero_division=0)
+    assert macro_f1(chosen, labels) == pytest.approx(expected)
 
 
 def test_the_calibration_error_of_a_hand_counted_case():
