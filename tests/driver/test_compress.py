@@ -3,6 +3,7 @@
 import hashlib
 import json
 import math
+import shutil
 import signal
 import subprocess
 import sys
@@ -229,7 +230,8 @@ def test_a_killed_run_goes_on_and_ends_with_the_same_student(finished, tmp_path)
 
 def test_a_limit_on_cold_runs_is_held_by_cold_runs_and_says_so(finished, tmp_path):
     """A limit far above what any student takes: that it is met is no claim about this machine."""
-    folder, _, _ = finished
+    folder, out, _ = finished
+    shutil.copytree(out, tmp_path / "run")
     report = compress(recipe(folder, "budget.latency_ms@cold=1000"), tmp_path / "run")
     assert report.met
     (cold,) = (verdict for verdict in report.budget if verdict.name == "latency_ms@cold")
@@ -241,13 +243,13 @@ def test_a_limit_on_cold_runs_is_held_by_cold_runs_and_says_so(finished, tmp_pat
 
 def test_a_limit_on_cold_runs_that_no_student_meets_ends_with_3_and_names_it(finished, tmp_path):
     """Above what the runtime takes for a graph that does nothing, so that it is tried; below what a student takes."""
-    folder, _, report = finished
+    folder, out, report = finished
+    shutil.copytree(out, tmp_path / "run")
     floor_ms = quick_latencies([nothing(tmp_path)], load_device("cpu-ort"), seconds=0.5)[0]
     limit_ms = math.sqrt(floor_ms * report.student.cold.low_ms)
     command = [sys.executable, "-m", "kdc.cli.main", "compress", str(folder / "recipe.yaml"), "--quiet"]
-    for number, wanted_ms in enumerate((limit_ms, 1e-6)):
-        out = tmp_path / str(number)
-        asked = [*command, "--max-latency", f"{wanted_ms:.7f}ms@cold", "--out", str(out)]
+    for wanted_ms in (limit_ms, 1e-6):
+        asked = [*command, "--max-latency", f"{wanted_ms:.7f}ms@cold", "--out", str(tmp_path / "run")]
         ended = subprocess.run(asked, capture_output=True, text=True, check=False)
         assert ended.returncode == 3, ended.stderr
         assert "latency_ms@cold" in ended.stderr
