@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 
 import onnx_ir
 from onnx_ir.passes.common import InlinePass, ShapeInferencePass
+from onnxscript.optimizer import fold_constants
 
 from kdc.core.errors import ModelError
 
@@ -56,10 +57,46 @@ def with_shapes(model: onnx_ir.Model) -> onnx_ir.Model:
     model = model.clone()
     InlinePass()(model)
     _fix_free_sizes(model)
-    # a contradiction in shapes that a product needs shows where it is counted, with the node's name; elsewhere it does
-    # not matter
-    ShapeInferencePass(check_type=False, strict_mode=False, data_prop=True)(model)
+    _infer(model)
+    unknown = [value for value in _outputs(model) if not _is_known(value)]
+    if unknown:
+        found = _where_sizes_are_computed(model)
+        for value in unknown:
+            if value.name in found:
+                value.shape = found[value.name]
     return model
+
+
+def _infer(model: onnx_ir.Model) -> None:
+    """Put a shape wherever one can be inferred.
+
+    A contradiction in shapes that a product needs shows where it is counted, with the node's name; elsewhere it does not
+    matter.
+    """
+    ShapeInferencePass(check_type=False, strict_mode=False, data_prop=True)(model)
+
+
+def _where_sizes_are_computed(model: onnx_ir.Model) -> dict[str | None, onnx_ir.Shape]:
+    """The shapes behind nodes that compute sizes (torch's recurrent layers are exported with such), by the value's name.
+
+    Inference follows a computed size through some operators only. With all sizes of the inputs fixed it is a constant.
+    """
+    folded = model.clone()
+    fold_constants(folded, onnx_shape_inference=True, should_fold=_computes_sizes)
+    _infer(folded)
+    return {value.name: value.shape for value in _outputs(folded) if value.shape is not None and _is_known(value)}
+
+
+def _computes_sizes(node: onnx_ir.Node) -> bool:
+    return all(value.dtype == onnx_ir.DataType.INT64 for value in node.outputs)
+
+
+def _outputs(model: onnx_ir.Model) -> Iterator[onnx_ir.Value]:
+    return (value for node in _nodes(model) for value in node.outputs)
+
+
+def _is_known(value: onnx_ir.Value) -> bool:
+    return value.shape is not None and all(isinstance(size, int) for size in value.shape)
 
 
 def _nodes(model: onnx_ir.Model) -> Iterator[onnx_ir.Node]:
@@ -69,8 +106,7 @@ def _nodes(model: onnx_ir.Model) -> Iterator[onnx_ir.Node]:
 def _fix_free_sizes(model: onnx_ir.Model) -> None:
     """Put 1 for every free size that the inputs name; forget shapes that hold another, to be inferred anew."""
     free = {str(size) for value in model.graph.inputs for size in value.shape or () if not isinstance(size, int)}
-    values = [*model.graph.inputs, *model.graph.outputs]
-    values += [output for node in _nodes(model) for output in node.outputs]
+    values = [*model.graph.inputs, *model.graph.outputs, *_outputs(model)]
     inputs = set(model.graph.inputs)
     for value in values:
         if value.shape is None:
@@ -90,15 +126,14 @@ def _is_weight(value: onnx_ir.Value) -> bool:
 
 
 def _shape(value: onnx_ir.Value | None, node: onnx_ir.Node | None) -> list[int]:
-    shape = None if value is None else value.shape
-    if shape is None or not all(isinstance(size, int) for size in shape):
+    if value is None or value.shape is None or not _is_known(value):
         name = "a missing input" if value is None else f"'{value.name}'"
         where = "" if node is None else f" of {node.op_type} '{node.name}'"
         raise ModelError(
             f"the shape of {name}{where} cannot be inferred, so that its multiply-accumulates cannot be counted",
             do="export the model with fixed sizes, but for the batch",
         )
-    return [size for size in shape if isinstance(size, int)]
+    return [size for size in value.shape if isinstance(size, int)]
 
 
 def node_macs(node: onnx_ir.Node) -> int:

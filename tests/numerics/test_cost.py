@@ -165,3 +165,27 @@ def test_an_exported_network_counts_as_torch_counts_it():
     )
     parameters = sum(p.numel() for p in net.parameters())
     assert count(program.model) == (parameters, flops.get_total_flops() // 2)
+
+
+class Recurrent(nn.Module):
+    """[batch, 10, 12] -> [batch, 5], from the last step."""
+
+    def __init__(self, kind):
+        super().__init__()
+        self.layer = kind(12, 16, num_layers=2, batch_first=True, bidirectional=True)
+        self.head = nn.Linear(32, 5)
+
+    def forward(self, x):
+        return self.head(self.layer(x)[0][:, -1])
+
+
+@pytest.mark.filterwarnings("ignore::FutureWarning")
+@pytest.mark.parametrize(("kind", "gates"), [(nn.RNN, 1), (nn.GRU, 3), (nn.LSTM, 4)])
+def test_behind_an_exported_recurrent_layer_whose_sizes_are_computed_all_is_counted(kind, gates):
+    net = Recurrent(kind).eval().requires_grad_(False)
+    batch = torch.export.Dim("batch", min=1, max=64)
+    program = torch.onnx.export(
+        net, (torch.zeros(2, 10, 12),), dynamo=True, dynamic_shapes=({0: batch},), verbose=False
+    )
+    both = sum(2 * gates * 16 * (inputs + 16) for inputs in (12, 32))
+    assert count(program.model)[1] == 10 * both + 32 * 5
