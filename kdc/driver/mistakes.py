@@ -111,6 +111,12 @@ def _explain(one: Any, model: type[BaseModel], inner: tuple[Key, ...], path: tup
         expected = f"the key {one['ctx']['discriminator']} in it{tags}"
     says = _description(model, inner)
     do = f"set {dotted(path)} to such a value{f' ({says})' if says else ''}; {help_}"
+    if kind == "union_tag_invalid":
+        tag, known = one["ctx"]["tag"], re.findall(r"'(.*?)'", one["ctx"]["expected_tags"])
+        if key := _key_beside(model, inner, tag):
+            do = f"{tag} is one of `{key}`: name it there"
+        elif close := difflib.get_close_matches(tag, known, 1):
+            do = f"did you mean {close[0]!r}? {help_}"
     return Mistake(path, f"{dotted(path)} is {_shown(one['input'])}", expected, do)
 
 
@@ -149,6 +155,24 @@ def _model_at(annotation: Any, keys: Sequence[Key]) -> type[BaseModel] | None:
         return model
     field = _by_key(model).get(names[0])
     return None if field is None else _model_at(field.annotation, names[1:])
+
+
+def _key_beside(model: type[BaseModel], keys: Sequence[Key], tag: str) -> str | None:
+    """The key beside the one that these keys lead to whose kinds have this tag; None where there is none."""
+    *before, own = [key for key in keys if isinstance(key, str)] or [""]
+    holder = _model_at(model, before)
+    beside = {} if holder is None else {key: field for key, field in _by_key(holder).items() if key != own}
+    return next((key for key, field in beside.items() if tag in _tags(field.annotation)), None)
+
+
+def _tags(annotation: Any) -> set[Any]:
+    """The kinds of the models among the types of an annotation."""
+    own = (
+        annotation.model_fields.get("kind")
+        if isinstance(annotation, type) and issubclass(annotation, BaseModel)
+        else None
+    )
+    return ({own.default} if own else set()).union(*map(_tags, get_args(annotation)))
 
 
 def _fields(model: type[BaseModel], keys: Sequence[Key]) -> Iterable[str]:

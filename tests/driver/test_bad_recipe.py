@@ -8,6 +8,7 @@ from recipe_toys import GOOD, KNOWN, refused, told
 from kdc.core.errors import RecipeError
 from kdc.driver.overrides import parse_latencies, parse_latency, parse_size
 from kdc.driver.recipe import load_recipe
+from passes import PASSES
 
 # what is refused: the text
 
@@ -212,6 +213,23 @@ def test_a_bad_flag_is_told_by_the_name_that_was_typed(folder: Path):
     told(refused(folder, GOOD, {"budget.latency_ms": -1}), "--max-latency: budget.latency_ms is -1; expected a number")
     told(refused(folder, GOOD, {"teacher.weights": "no.pt"}), "--weights: there is no file", "mend the path")
     told(refused(folder, GOOD, {"data.load": "no.py:load"}), "--data: there is no file", "mend the path")
+
+
+@pytest.mark.parametrize(
+    ("training", "do"),
+    [
+        ("strategies: [{kind: mixup}]", "→ mixup is one of `transforms`: name it there"),
+        ("objectives: [{kind: labels}, {kind: ps-kd}]", "→ ps-kd is one of `strategies`: name it there"),
+        ("objectives: [{kind: hintz}]", "→ did you mean 'hints'? `kdc passes prune` shows"),
+        ("optimizer: {kind: dott}", "→ did you mean 'dot'?"),
+        ("strategies: [{kind: nonesuch}]", "→ set passes.0.training.strategies.0 to such a value"),
+    ],
+)
+def test_a_kind_under_the_wrong_key_or_misspelt_is_told_where_or_how_it_would_be_known(tmp_path: Path, training, do):
+    (tmp_path / "recipe.yaml").write_text(GOOD + f"passes: [{{prune: {{training: {{{training}}}}}}}]\n")
+    with pytest.raises(RecipeError) as caught:
+        load_recipe(tmp_path / "recipe.yaml", {}, [], PASSES)
+    told(str(caught.value), do)
 
 
 @pytest.mark.parametrize("text", ["fast", "", "-1ms", "1,5ms", "ms", "nan", "inf", "1 2ms"])
