@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import logging
 import math
+import warnings
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 import onnx_ir
 from onnx_ir.passes.common import InlinePass, ShapeInferencePass
@@ -82,9 +85,24 @@ def _where_sizes_are_computed(model: onnx_ir.Model) -> dict[str | None, onnx_ir.
     Inference follows a computed size through some operators only. With all sizes of the inputs fixed it is a constant.
     """
     folded = model.clone()
-    fold_constants(folded, onnx_shape_inference=True, should_fold=_computes_sizes)
+    with _quiet():
+        fold_constants(folded, onnx_shape_inference=True, should_fold=_computes_sizes)
     _infer(folded)
     return {value.name: value.shape for value in _outputs(folded) if value.shape is not None and _is_known(value)}
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without what the folding says of sizes that no model can have; the shape that is then missing is told."""
+    logger = logging.getLogger("onnxscript")
+    before = logger.level
+    logger.setLevel(logging.CRITICAL)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logger.setLevel(before)
 
 
 def _computes_sizes(node: onnx_ir.Node) -> bool:

@@ -138,6 +138,21 @@ def test_a_shape_that_cannot_be_inferred_is_an_error_that_names_the_node():
         count(model(nodes, [value("x", 2, 3)], [value("y")], {"w": floats(3, 3)}))
 
 
+@pytest.mark.parametrize(("kind", "by"), [("Div", [0, 0]), ("Gather", [0, 9])])
+def test_sizes_that_no_model_can_have_make_no_noise_beside_the_error(kind, by, caplog, capfd):
+    """Warnings are errors here."""
+    nodes = [
+        helper.make_node("Shape", ["x"], ["s"]),
+        helper.make_node(kind, ["s", "by"], ["size"]),
+        helper.make_node("Reshape", ["x", "size"], ["r"]),
+        helper.make_node("MatMul", ["w", "r"], ["y"], name="late"),
+    ]
+    with pytest.raises(ModelError, match="'late'"):
+        count(model(nodes, [value("x", 2, 3)], [value("y")], {"by": np.array(by), "w": floats(3, 3)}))
+    assert not caplog.records
+    assert capfd.readouterr().err == ""
+
+
 def test_counting_leaves_the_model_as_it_was():
     node = helper.make_node("MatMul", ["x", "w"], ["y"])
     given = model([node], [value("x", "n", 3)], [value("y", "n", 2)], {"w": floats(3, 2)})
