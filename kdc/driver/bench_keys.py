@@ -17,7 +17,7 @@ from kdc.driver.trial import Trial
 # Settings are read by value, and by the source of the classes that are used: their files name every objective.
 SETTINGS = ("kdc.distill.settings", "kdc.distill.logit_settings", "kdc.distill.feature_settings")
 NAMES = ("function", "policy", "transform")  # by which settings name what runs, as "module:name"
-LIBRARIES = ("torch", "numpy", "scikit-learn")
+LIBRARIES = ("torch", "numpy")
 
 
 def sources(trial: Trial, task: Task) -> dict[str, str]:

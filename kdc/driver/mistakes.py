@@ -167,12 +167,9 @@ def _key_beside(model: type[BaseModel], keys: Sequence[Key], tag: str) -> str | 
 
 def _tags(annotation: Any) -> set[Any]:
     """The kinds of the models among the types of an annotation."""
-    own = (
-        annotation.model_fields.get("kind")
-        if isinstance(annotation, type) and issubclass(annotation, BaseModel)
-        else None
-    )
-    return ({own.default} if own else set()).union(*map(_tags, get_args(annotation)))
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return {field.default for name, field in annotation.model_fields.items() if name == "kind"}
+    return set().union(*map(_tags, get_args(annotation)))
 
 
 def _fields(model: type[BaseModel], keys: Sequence[Key]) -> Iterable[str]:

@@ -61,7 +61,7 @@ def with_shapes(model: onnx_ir.Model) -> onnx_ir.Model:
     InlinePass()(model)
     _fix_free_sizes(model)
     _infer(model)
-    unknown = [value for value in _outputs(model) if not _is_known(value)]
+    unknown = [value for value in _outputs(model) if _sizes(value) is None]
     if unknown:
         found = _where_sizes_are_computed(model)
         for value in unknown:
@@ -88,7 +88,7 @@ def _where_sizes_are_computed(model: onnx_ir.Model) -> dict[str | None, onnx_ir.
     with _quiet():
         fold_constants(folded, onnx_shape_inference=True, should_fold=_computes_sizes)
     _infer(folded)
-    return {value.name: value.shape for value in _outputs(folded) if value.shape is not None and _is_known(value)}
+    return {value.name: onnx_ir.Shape(sizes) for value in _outputs(folded) if (sizes := _sizes(value)) is not None}
 
 
 @contextmanager
@@ -113,8 +113,12 @@ def _outputs(model: onnx_ir.Model) -> Iterator[onnx_ir.Value]:
     return (value for node in _nodes(model) for value in node.outputs)
 
 
-def _is_known(value: onnx_ir.Value) -> bool:
-    return value.shape is not None and all(isinstance(size, int) for size in value.shape)
+def _sizes(value: onnx_ir.Value) -> list[int] | None:
+    """Of each dimension; None where one is not known."""
+    if value.shape is None:
+        return None
+    known = [size for size in value.shape if isinstance(size, int)]
+    return known if len(known) == len(value.shape) else None
 
 
 def _nodes(model: onnx_ir.Model) -> Iterator[onnx_ir.Node]:
@@ -144,14 +148,15 @@ def _is_weight(value: onnx_ir.Value) -> bool:
 
 
 def _shape(value: onnx_ir.Value | None, node: onnx_ir.Node | None) -> list[int]:
-    if value is None or value.shape is None or not _is_known(value):
+    sizes = None if value is None else _sizes(value)
+    if sizes is None:
         name = "a missing input" if value is None else f"'{value.name}'"
         where = "" if node is None else f" of {node.op_type} '{node.name}'"
         raise ModelError(
             f"the shape of {name}{where} cannot be inferred, so that its multiply-accumulates cannot be counted",
             do="export the model with fixed sizes, but for the batch",
         )
-    return [size for size in value.shape if isinstance(size, int)]
+    return sizes
 
 
 def node_macs(node: onnx_ir.Node) -> int:

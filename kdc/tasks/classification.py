@@ -110,7 +110,7 @@ def macro_f1(chosen: Array, labels: Array) -> float:
     """The mean over classes of 2 hits / (times chosen + times right), each class counted once however many samples it has.
 
     Args: chosen, labels: class numbers, [n]. A class that is in neither is left out.
-    Returns: 0 to 1; equal to scikit-learn's f1_score(average="macro"), whose import takes a second of every command.
+    Returns: 0 to 1; equal to scikit-learn's f1_score(average="macro"), which every command would wait for to be imported.
     """
     several = max(int(chosen.max()), int(labels.max())) + 1
     hits = np.bincount(labels[chosen == labels], minlength=several)

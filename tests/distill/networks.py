@@ -3,6 +3,9 @@
 import torch
 from torch import nn
 
+from kdc.core.contract import Context
+from kdc.distill.policy import Batch
+
 
 def drawn(model: nn.Module, seed: int) -> nn.Module:
     """The model with weights of a seed's own, each tensor of several dimensions scaled to its inputs."""
@@ -13,6 +16,27 @@ def drawn(model: nn.Module, seed: int) -> nn.Module:
             scale = parameter[0].numel() ** -0.5 if parameter.dim() > 1 else 0.1
             parameter.copy_(values * scale + (0 if parameter.dim() > 1 else 0.5))
     return model
+
+
+def batch_of(context: Context, student: nn.Module, progress: float, first: int = 0, n: int = 12) -> Batch:
+    """Samples of the training split as a step sees them."""
+    data = context.data.train[first : first + n]
+    with torch.no_grad():
+        answers = context.teacher(*data.inputs)
+    return Batch(
+        index=torch.arange(len(data)),
+        labels=data.labels,
+        student=student(*data.inputs),
+        teacher=answers,
+        progress=progress,
+    )
+
+
+def touched(module: nn.Module) -> set[str]:
+    """The parameters that a backward gave a gradient, which goes."""
+    found = {name for name, p in module.named_parameters() if p.grad is not None and p.grad.abs().max() > 0}
+    module.zero_grad()
+    return found
 
 
 def normal(model: nn.Module, seed: int) -> nn.Module:

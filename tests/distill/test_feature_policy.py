@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from networks import Encoder, Residual, Tokens, drawn, perceptron
+from networks import Encoder, Residual, Tokens, batch_of, drawn, perceptron
 from pydantic import TypeAdapter
 from torch import nn
 
@@ -19,7 +19,7 @@ from kdc.distill.feature_settings import AnyFeatureObjective, Hints, Paired
 from kdc.distill.kinds import across_classes
 from kdc.distill.loop import train
 from kdc.distill.policies import policies
-from kdc.distill.policy import Batch, Policy
+from kdc.distill.policy import Policy
 from kdc.distill.settings import Objective, SoftTargets, Training
 from kdc.tasks.classification import Classification
 from targets.device import load_device
@@ -81,18 +81,7 @@ def made(settings: Objective, student: nn.Module, context: Context) -> Policy:
 
 
 def step(policy: Policy, student: nn.Module, context: Context) -> torch.Tensor:
-    batch = context.data.train[torch.arange(12)]
-    with torch.no_grad():
-        answers = context.teacher(*batch.inputs)
-    return policy.loss(
-        Batch(
-            index=torch.arange(len(batch)),
-            labels=batch.labels,
-            student=student(*batch.inputs),
-            teacher=answers,
-            progress=0.5,
-        )
-    )
+    return policy.loss(batch_of(context, student, 0.5))
 
 
 @pytest.mark.parametrize(("family", "kind"), [(name, kind) for name, f in FAMILIES.items() for kind in f[2]])

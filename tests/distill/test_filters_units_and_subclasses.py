@@ -5,7 +5,7 @@ import dataclasses
 import numpy as np
 import pytest
 import torch
-from networks import normal
+from networks import batch_of, normal, touched
 from torch import nn
 
 from kdc.core.data import Split
@@ -16,7 +16,6 @@ from kdc.distill.logit_settings import Emulated
 from kdc.distill.objectives.features import hint
 from kdc.distill.objectives.subclasses import folded
 from kdc.distill.policies import policies
-from kdc.distill.policy import Batch
 from kdc.distill.unit_selection import task_relevance
 from kdc.tasks.classification import Classification
 
@@ -37,24 +36,6 @@ def layers(width: int, classes: int = 3) -> nn.Module:
 @pytest.fixture
 def context(small_context):
     return dataclasses.replace(small_context, teacher=drawn(layers(12), 1).eval().requires_grad_(False))
-
-
-def batch_of(context, student: nn.Module, progress: float, first: int = 0, n: int = 12) -> Batch:
-    data = context.data.train[first : first + n]
-    answers = context.teacher(*data.inputs)
-    return Batch(
-        index=torch.arange(len(data)),
-        labels=data.labels,
-        student=student(*data.inputs),
-        teacher=answers,
-        progress=progress,
-    )
-
-
-def touched(module: nn.Module) -> set[str]:
-    found = {name for name, p in module.named_parameters() if p.grad is not None and p.grad.abs().max() > 0}
-    module.zero_grad()
-    return found
 
 
 def test_teds_filters_learn_the_task_first_and_the_student_follows_them_then(context):

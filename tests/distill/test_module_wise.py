@@ -4,7 +4,7 @@ import dataclasses
 
 import pytest
 import torch
-from networks import Residual, Tokens, drawn
+from networks import Residual, Tokens, batch_of, drawn, touched
 from pydantic import ValidationError
 from torch import nn
 
@@ -14,7 +14,6 @@ from kdc.core.errors import ModelError
 from kdc.distill.feature_settings import Hints, ModuleWise
 from kdc.distill.module_wise import fitted, patched
 from kdc.distill.policies import Policy, policies
-from kdc.distill.policy import Batch
 from kdc.distill.taps import given_to
 
 LAYERS = {"stages.0": "stages.0", "stages.1": "stages.1", "stages.2": "stages.2"}
@@ -31,24 +30,7 @@ def context(small_context) -> Context:
 
 
 def values(policy: Policy, context: Context, student: nn.Module, progress: float, n: int = 12) -> torch.Tensor:
-    batch = context.data.train[:n]
-    with torch.no_grad():
-        answers = context.teacher(*batch.inputs)
-    return policy.loss(
-        Batch(
-            index=torch.arange(len(batch)),
-            labels=batch.labels,
-            student=student(*batch.inputs),
-            teacher=answers,
-            progress=progress,
-        )
-    )
-
-
-def touched(module: nn.Module) -> set[str]:
-    found = {name for name, p in module.named_parameters() if p.grad is not None and p.grad.abs().max() > 0}
-    module.zero_grad()
-    return found
+    return policy.loss(batch_of(context, student, progress, n=n))
 
 
 def test_the_meta_model_and_the_teachers_stitches_learn_first(context):
