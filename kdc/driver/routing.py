@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from kdc.core.budget import Verdict
 from kdc.core.data import Split
 from kdc.core.store import key_of
 from kdc.driver.evaluate import Array
@@ -67,23 +68,32 @@ def routing(
     )
 
 
-def why_not(found: Routing, settings: dict[str, Any]) -> str | None:
-    """Why a cascade may not ship in place of its student without exits; None: it may.
+def exit_limits(found: Routing, settings: dict[str, Any]) -> tuple[Verdict, ...]:
+    """What early exits must be worth to ship, beside the same student without them: the pass's own settings as limits.
 
-    It must be faster in the mean beyond the noise, and not proven worse than the pass's settings allow.
+    Gain and cost are held by the worse end of their interval. The drop is held by its better end: the pass chose the
+    thresholds by the drop itself, on the same samples, and here it must not be proven worse.
     """
-    allowed = settings["max_drop"] if settings["mean_latency_ms"] is None else None
-    if found.speedup.low <= 1:
-        return (
-            f"early exits do not help: in the mean {found.speedup.ratio:.2f}x [{found.speedup.low:.2f}, "
-            f"{found.speedup.high:.2f}] as fast as the same student without them"
+    limits = [
+        Verdict(
+            name="early_exit_gain",
+            limit=settings["min_gain"],
+            bound="at least",
+            value=found.speedup.low,
+            end="lower end of the 95% interval, mean over inputs",
         )
-    if allowed is not None and found.drop.low > allowed:
-        return (
-            f"early exits cost accuracy: {found.drop.points:.2f} points [{found.drop.low:.2f}, {found.drop.high:.2f}] "
-            f"below the same student without them, where route.max_drop is {allowed:g}"
+    ]
+    if found.last_exit is not None:
+        cost, name = found.last_exit.high, "last_exit_cost"
+        limits.append(
+            Verdict(name=name, limit=settings["max_last_exit_cost"], value=cost, end="upper end of the 95% interval")
         )
-    return None
+    if settings["mean_latency_ms"] is None and settings["max_drop"] is not None:
+        drop, name = found.drop.low, "early_exit_drop"
+        limits.append(
+            Verdict(name=name, limit=settings["max_drop"], value=drop, end="lower end of the 95% interval, validation")
+        )
+    return tuple(limits)
 
 
 def _times(lowering: Lowering, cascade: Candidate, plain: Candidate, name: str, inputs: list[Array]) -> InputTimes:

@@ -23,8 +23,8 @@ def recover(settings: Quantize, model: nn.Module, context: Context) -> nn.Module
     with in_float(model):
         reference = reached(model, context)
     calibrated = reached(model, context)
-    max_drop = context.budget.max_drop
-    allowed = settings.drop_share * (POINTS_WITHOUT_BUDGET if max_drop is None else max_drop)
+    limit = context.budget.drop
+    allowed = settings.drop_share * (POINTS_WITHOUT_BUDGET if limit is None else limit.points)
     told = (
         f"{context.step}: {context.task.metric} {reference:.2f} in float, {calibrated:.2f} in integers by calibration"
     )
