@@ -143,6 +143,11 @@ class _WatchedBudget(Budget, frozen=True, extra="forbid"):
     def __hash__(self) -> int:
         return hash(_plain(self))
 
+    def model_dump_json(self, **options: Any) -> str:
+        """As `BaseModel` does it; there an error on the way would come out as one of pydantic's."""
+        vars(self)
+        return super().model_dump_json(**options)
+
     def __reduce__(self) -> Any:
         """Another process cannot record: what is sent there counts as read, and arrives as a plain budget."""
         return Budget.model_validate, (self.model_dump(by_alias=True),)

@@ -16,7 +16,7 @@ from kdc.core.reads import budget_parts
 from kdc.core.store import Parts
 from kdc.core.usercode import load_callable, source_fingerprint
 from kdc.distill.sources import named_in, source_digest
-from kdc.driver.inputs import Inputs
+from kdc.driver.inputs import Inputs, builder_parts
 from kdc.driver.plan import AnyPass, Planned
 from kdc.driver.sources import digest, digests, versions
 from targets.runtime import runtime_of
@@ -25,17 +25,8 @@ WORKER = "targets.worker"
 
 
 def root_parts(inputs: Inputs) -> Parts:
-    """What the teacher's key is made of.
-
-    The arguments of its builder are part of it: two activation functions, called and not held as layers, make no
-    difference to its weights and to what is printed of it.
-    """
-    return {
-        "teacher": inputs.teacher.digest(),
-        "teacher_source": inputs.teacher_source,
-        "teacher_arguments": inputs.recipe.teacher.model_dump(mode="json")["arguments"],
-        "data": inputs.data.fingerprint,
-    }
+    """What the teacher's key is made of."""
+    return {"teacher": inputs.teacher.digest(), **builder_parts(inputs), "data": inputs.data.fingerprint}
 
 
 def cache_parts(inputs: Inputs) -> Parts:
