@@ -51,6 +51,15 @@ CASES = [
 ]
 
 
+@pytest.fixture(autouse=True)
+def one_thread():
+    """Nothing here is large enough for two."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
 def cost(artifact):
     parameters = sum(parameter.numel() for parameter in artifact.model.parameters())
     return Cost(
