@@ -119,6 +119,12 @@ def test_a_forecast_that_measures_more_is_another_one(read, name):
     assert one == other
 
 
+@pytest.mark.parametrize("settings", ["max_drop: 2", "mean_latency_ms: 1", "training: {processes: 2}"])
+def test_a_step_is_redone_under_other_settings(read, settings):
+    was, now = (keys(read(passes=f"[{{route: {{{one}}}}}]"))["route"] for one in ("", settings))
+    assert {name for name in was if was[name] != now[name]} == {"settings"}
+
+
 OTHER = {
     "the device": lambda i: replace(i, device=i.device.model_copy(update={"threads": 7})),
     "the task": lambda i: replace(i, task=type("Other", (type(i.task),), {"name": "other"})()),
