@@ -118,15 +118,14 @@ class Verdict(BaseModel, frozen=True, extra="ignore"):
 def within(cost: Cost, budget: Budget, teacher: Callable[[], Cost], headroom: float) -> bool:
     """Whether a forecast stays under every limit it can be held against, with this share of each to spare."""
     spare = 1 - headroom
+    # Every limit is read, whatever was measured: a pass that calls this depends on all of them (`kdc.core.reads`).
     limits = [
         (cost.latency_ms, budget.latency_ms),
+        (cost.cold_ms, budget.latency_ms_cold),
         (cost.size_mb, budget.size_mb),
         (cost.macs, budget.macs),
+        (cost.peak_memory_mb, budget.peak_memory_mb),
     ]
-    if cost.cold_ms is not None:
-        limits.append((cost.cold_ms, budget.latency_ms_cold))
-    if cost.peak_memory_mb is not None:
-        limits.append((cost.peak_memory_mb, budget.peak_memory_mb))
     if budget.min_speedup is not None:
         limits.append((cost.latency_ms, teacher().latency_ms / budget.min_speedup))
-    return all(value <= limit * spare for value, limit in limits if limit is not None)
+    return all(value <= limit * spare for value, limit in limits if value is not None and limit is not None)

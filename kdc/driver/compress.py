@@ -18,6 +18,7 @@ from kdc.driver import folder
 from kdc.driver.clock import Clock, TimeUpError
 from kdc.driver.evaluate import Array
 from kdc.driver.inputs import Inputs, read
+from kdc.driver.keys import measuring_parts
 from kdc.driver.limits import Judged, check_showable, confirmed, known, limits
 from kdc.driver.lowering import Candidate, Lowering
 from kdc.driver.plan import Plan, make
@@ -27,7 +28,7 @@ from kdc.driver.robustness import robustness
 from kdc.driver.routing import exit_limits, routing
 from kdc.driver.select import select
 from kdc.driver.sources import versions
-from kdc.driver.steps import WEIGHTS, Kept, Made, Steps, measuring_parts
+from kdc.driver.steps import WEIGHTS, Kept, Made, Steps
 from kdc.numerics import stats
 from passes import default_passes
 from passes.export.staged import PLAN, staged_files
@@ -164,8 +165,13 @@ class _Run:
         """All files interleaved with the teacher's; stored, so that the same files are not timed again."""
         limited = self.budget.latency_ms_cold is not None
         settings = Settings(cold_seconds=COLD_SECONDS if limited else COLD_GLANCE_SECONDS)
+        # Early exits take their time from the inputs: as many as the split has tell of its mix.
+        samples = self.lowering.samples(*((MIX_SAMPLES,) if any(s.taken is not None for s in students) else ()))
         parts = {
             "files": [teacher.sha256, *(student.sha256 for student in students)],
+            "data": self.inputs.data.fingerprint,
+            "samples": len(samples[0]),
+            "seed": self.inputs.recipe.seed,
             "settings": settings.model_dump(mode="json"),
             **measuring_parts(self.inputs.device),
         }
@@ -177,8 +183,7 @@ class _Run:
                 [student.file for student in students],
                 teacher.file,
                 self.inputs.device,
-                # Early exits take their time from the inputs: as many as the split has tell of its mix.
-                self.lowering.samples(*((MIX_SAMPLES,) if any(s.taken is not None for s in students) else ())),
+                samples,
                 settings,
                 seed=self.inputs.recipe.seed,
             )

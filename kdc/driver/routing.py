@@ -10,9 +10,9 @@ from kdc.core.budget import Verdict
 from kdc.core.data import Split
 from kdc.core.store import key_of
 from kdc.driver.evaluate import Array
+from kdc.driver.keys import measuring_parts
 from kdc.driver.lowering import Candidate, Lowering
 from kdc.driver.report import Drop, Estimate, ExitRow, Routing, Spread
-from kdc.driver.steps import measuring_parts
 from kdc.numerics import stats
 from targets.over_inputs import InputTimes, over_inputs
 
@@ -103,6 +103,8 @@ def _times(lowering: Lowering, cascade: Candidate, plain: Candidate, name: str, 
         "files": [cascade.sha256, plain.sha256],
         "split": name,
         "data": lowering.inputs.data.fingerprint,
+        "samples": len(inputs[0]),
+        "seed": lowering.inputs.recipe.seed,
         **measuring_parts(device, over_inputs.__module__),
     }
     entry = steps.store.find(f"{cascade.label}+inputs", key_of(parts))

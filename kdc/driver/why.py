@@ -12,9 +12,9 @@ from kdc.core.store import Entry, Parts, Store, key_of
 from kdc.driver import folder
 from kdc.driver.compress import identity
 from kdc.driver.inputs import Inputs, load
+from kdc.driver.keys import root_parts, step_parts
 from kdc.driver.plan import Planned, make
 from kdc.driver.recipe import Recipe
-from kdc.driver.steps import root_parts, step_parts
 
 
 @dataclass(frozen=True)
@@ -56,7 +56,7 @@ class _Link(NamedTuple):
 def _chain(steps: Sequence[tuple[str, Planned]], link: _Link, inputs: Inputs) -> list[_Link]:
     links: list[_Link] = []
     for name, planned in steps:
-        parts = step_parts(planned.settings, link.key, inputs)
+        parts = step_parts(planned.settings, link.key, inputs, planned.after)
         link = _Link(name, key_of(parts), parts, link.name)
         links.append(link)
     return links
@@ -70,10 +70,19 @@ def _reason(link: _Link, store: Store) -> Reason:
         return Reason(link.name, False, ("it was never finished in this folder",))
     nearest: Entry = min(entries, key=lambda entry: len(list(_changes(entry.parts, link.parts, ""))))
     lines = tuple(
-        f"the step before it, {link.before}, is done again" if name == "previous" else f"{name}: {was} → {now}"
+        f"the step before it, {link.before}, is done again"
+        if name == "previous"
+        else f"{name}: {_told(was)} → {_told(now)}"
         for name, was, now in _changes(nearest.parts, link.parts, "")
     )
     return Reason(link.name, False, lines)
+
+
+def _told(value: Any) -> str:
+    """As a recipe has it: 60000.0 is 60000, and a pass that came or went is not spelt out."""
+    if isinstance(value, float) and value.is_integer() and abs(value) < 2**53:
+        return str(int(value))
+    return "present" if isinstance(value, dict) else str(value)
 
 
 def _changes(was: Any, now: Any, name: str) -> Iterator[tuple[str, Any, Any]]:

@@ -68,6 +68,10 @@ class Distill(Pass[Unchanged]):
         """A torch model that answers in one way in (exits have training of their own), the same structure out, trained."""
         return Contract(requires=frozenset({Fact.TORCH, Fact.STATIC}), provides=frozenset({Fact.FITTED}))
 
+    def structural(self) -> Distill:
+        """All settings are of trainings."""
+        return Distill()
+
     def decide(self, artifact: Artifact[Any], context: Context) -> Unchanged:
         """Nothing to decide."""
         return Unchanged()
