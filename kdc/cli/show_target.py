@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import platform
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -89,11 +89,15 @@ def _fields(device: Device) -> Iterator[tuple[str, str]]:
 
 
 def _quantization(device: Device) -> Iterator[tuple[str, str]]:
+    from kdc.numerics.affine import highest_weight
+
     scheme = device.quantization
     if scheme is None:
         yield "scheme", "none known: the pass `quantize` is refused"
         return
+    high = highest_weight(scheme.weight_bits)
     yield "weights", "int8, zero point 0"
+    yield "weight_bits", f"{scheme.weight_bits} (-{high} to {high})"
     yield "activations", scheme.activations
     yield "symmetric_activations", "yes (one zero point)" if scheme.symmetric_activations else "no (any zero point)"
     yield (
@@ -102,6 +106,7 @@ def _quantization(device: Device) -> Iterator[tuple[str, str]]:
     )
     yield "linear_outputs", "in integers" if scheme.linear_outputs else "in floats"
     yield "int32_bias", "yes (DequantizeLinear of int32)" if scheme.int32_bias else "no (biases stay float)"
+    yield "requires_any_feature", _one_of(scheme.requires_any_feature) or "none: right on every processor of the target"
 
 
 def _sources(device: Device) -> Iterator[tuple[str, str]]:
@@ -111,6 +116,10 @@ def _sources(device: Device) -> Iterator[tuple[str, str]]:
         yield "channel_alignment", device.alignment_source
     if device.quantization is not None:
         yield "quantization", device.quantization.source
+
+
+def _one_of(features: Sequence[str]) -> str:
+    return " or ".join(features)
 
 
 def _this_machines(device: Device) -> str:
