@@ -17,13 +17,14 @@ HASWELL = "Haswell"  # AVX2, no AVX-512, no VNNI
 ARM64 = "arm64"
 
 
-def _haswell() -> list[str]:
-    return [_emulator("x86_64") or "", "-cpu", HASWELL, sys.executable]
-
-
-def _arm64() -> list[str]:
-    (python,) = list(Path(ROOT or "").glob("usr/bin/python3.[0-9]*[0-9]"))[:1]
-    return [_emulator("aarch64") or "", "-L", str(ROOT), str(python)]
+def python_on(processor: str) -> list[str]:
+    """The command that is Python on a processor; that of arm64 has numpy and onnxruntime, no more."""
+    if processor == HASWELL:
+        return [_emulator("x86_64") or "", "-cpu", HASWELL, sys.executable]
+    if processor == ARM64:
+        (python,) = list(Path(ROOT or "").glob("usr/bin/python3.[0-9]*[0-9]"))[:1]
+        return [_emulator("aarch64") or "", "-L", str(ROOT), str(python)]
+    return [sys.executable]
 
 
 def _emulator(architecture: str) -> str | None:
@@ -61,9 +62,8 @@ def answers_on(
         for i, (device, path) in enumerate(tasks)
     ]
     (folder / "job.json").write_text(json.dumps(job))
-    command = {HERE: lambda: [sys.executable], HASWELL: _haswell, ARM64: _arm64}[processor]()
     done = subprocess.run(
-        [*command, str(SCRIPT), str(folder / "job.json")],
+        [*python_on(processor), str(SCRIPT), str(folder / "job.json")],
         capture_output=True,
         text=True,
         check=False,
