@@ -77,12 +77,13 @@ def _holds_on(largest: int, environment: Mapping[str, Any]) -> str:
 
 def _signed_weight(value: onnx_ir.Value | None) -> Any:
     """The int8 constant behind a value, [.., ..]; None where there is none."""
-    while value is not None and value.const_value is None:
-        node = value.producer()
-        if node is None or node.op_type not in _SAME_VALUES:
-            return None
-        value = node.inputs[0]
-    tensor = None if value is None else value.const_value
+    tensor = None
+    while value is not None and tensor is None:
+        node, tensor = value.producer(), value.const_value
+        if node is not None and node.op_type == "Constant" and "value" in node.attributes:
+            tensor = node.attributes["value"].as_tensor()
+        elif tensor is None:
+            value = node.inputs[0] if node is not None and node.op_type in _SAME_VALUES else None
     if tensor is None or tensor.dtype != onnx_ir.DataType.INT8 or len(tensor.shape) < 2:
         return None
     return tensor.numpy()

@@ -47,6 +47,7 @@ def show_target(console: Console, device: Device) -> None:
 def _here(device: Device) -> Iterator[tuple[str, str]]:
     """What this machine has of it: the runtime, its providers, and whether files can be run."""
     from kdc.core.errors import TargetError
+    from targets.proc import cpu_features
     from targets.runtime import NONE, Offers, runtime_of, why_not_here
 
     if device.runtime == NONE:
@@ -66,6 +67,7 @@ def _here(device: Device) -> Iterator[tuple[str, str]]:
     else:
         reason = why_not_here(device, runtime)
         yield "runs here", "yes" if reason is None else f"no: {reason}"
+        yield "features here", ", ".join(cpu_features() or ()) or UNKNOWN
     if isinstance(runtime, Offers):
         yield "providers there are", ", ".join(runtime.providers()) or "none"
 
