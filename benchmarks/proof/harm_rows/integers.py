@@ -216,7 +216,7 @@ CLAIMS: list[Claim] = [
     ),
     Claim(
         "seven_bit_weights_cost_no_accuracy",
-        f"weights of 7 bits cost the bundled teachers at most {POINTS:g} points of validation accuracy, by calibration alone",
+        f"weights of 7 bits cost the bundled teachers at most {POINTS:g} points on validation, by calibration alone",
         f"{HARM} seven_bit_weights_cost_no_accuracy",
         accuracies,
         costs_nothing,
