@@ -49,7 +49,7 @@ def largest_weight(paths: Sequence[Path]) -> int | None:
 
 
 def integer_notes(files: Sequence[DeviceFile], runtime: Runtime, environment: Mapping[str, Any]) -> list[str]:
-    """For each file with integer products, on which processors what was found of it holds.
+    """For each file with integer products, on which processors what was found of it holds; each sentence once.
 
     Args: environment: as `targets.machine.environment` gives it, of the machine that runs the files.
     """
@@ -59,7 +59,7 @@ def integer_notes(files: Sequence[DeviceFile], runtime: Runtime, environment: Ma
         largest = largest_weight(onnx_files(described)) if described else None
         if largest is not None and file.runtime in _SATURATING:
             found.append(f"{file.path.name}: {_holds_on(largest, environment)}")
-    return found
+    return list(dict.fromkeys(found))
 
 
 def _holds_on(largest: int, environment: Mapping[str, Any]) -> str:

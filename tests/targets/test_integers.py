@@ -121,7 +121,7 @@ def test_what_is_told_follows_the_weights_and_the_processor(weight, features, sa
     path = product(tmp_path, np.full((4, 4), weight, np.int8), "MatMulInteger")
     file = DeviceFile(path, "onnxruntime")
     found = {"architecture": "x86_64", "processor_features": features}
-    (note,) = integer_notes([file], runtime_of(load_device("cpu-ort")), found)
+    (note,) = integer_notes([file, file], runtime_of(load_device("cpu-ort")), found)
     assert note.startswith("product.onnx: integers, judged on a processor with ")
     assert said in note
     (note,) = integer_notes([file], runtime_of(load_device("cpu-ort")), {**found, "architecture": "aarch64"})
