@@ -43,10 +43,13 @@ def is_emulated() -> bool:
     """Whether this process runs by emulation, as far as that can be seen.
 
     Two things give qemu-user away: the processors that /proc lists are the host's, and another process sees the emulator
-    where this one sees itself.
+    where this one sees itself. The second tells of another processor of the same architecture, too.
     """
     own = architecture()
-    return not _same(own, _listed()) or not _same(own, _seen_by_a_child())
+    if not _same(own, _listed()) or not _same(own, _seen_by_a_child()):
+        return True
+    program = _own_program()
+    return program is not None and program != (_read_by_a_child("os.readlink(path)") or program)
 
 
 def _same(own: str, other: str | None) -> bool:
@@ -69,10 +72,22 @@ def _listed() -> str | None:
 
 def _seen_by_a_child() -> str | None:
     """What another process finds this one to be: qemu answers for /proc/self and the own number, not for a parent's."""
-    code = "import sys; print(open(f'/proc/{sys.argv[1]}/exe', 'rb').read(20).hex())"
+    return _architecture_in(bytes.fromhex(_read_by_a_child("open(path, 'rb').read(20).hex()")))
+
+
+def _own_program() -> str | None:
+    """The program that this process takes itself to be; None where the system does not tell."""
+    try:
+        return str(Path("/proc/self/exe").readlink())
+    except OSError:
+        return None
+
+
+def _read_by_a_child(expression: str) -> str:
+    """What an expression on `path`, this process's program in /proc, is for another process; empty where it fails."""
+    code = f"import os, sys; path = f'/proc/{{sys.argv[1]}}/exe'; print({expression})"
     command = [sys.executable, "-I", "-S", "-c", code, str(os.getpid())]
     try:
-        said = subprocess.run(command, capture_output=True, check=False, timeout=30, text=True).stdout
+        return subprocess.run(command, capture_output=True, check=False, timeout=30, text=True).stdout.strip()
     except (OSError, subprocess.TimeoutExpired):
-        return None
-    return _architecture_in(bytes.fromhex(said.strip()))
+        return ""

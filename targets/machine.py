@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from targets import proc
-from targets.emulation import is_emulated
+from targets.emulation import architecture, is_emulated
 from targets.preflight import BUSY_PERCENT, NOISY, Preflight, changes, look
 
 _PR_SET_PDEATHSIG = 1  # of Linux's prctl
@@ -102,9 +102,16 @@ def _percent_busy() -> dict[int, float]:
 
 
 def environment(seen: Preflight) -> dict[str, Any]:
-    """What the figures hold for: the processor, the system, the libraries' versions, and the state that it was in."""
+    """What the figures hold for: the processor, the system, the libraries' versions, and the state that it was in.
+
+    `processor_features` are those that decide which integer kernels ran; None where they are unknown, as by emulation.
+    """
+    features = None if is_emulated() else proc.cpu_features()
     return {
         "cpu": proc.cpu_name() or platform.processor() or platform.machine(),
+        "cpu_family": proc.cpu_family(),
+        "architecture": architecture(),
+        "processor_features": None if features is None else list(features),
         "cores": proc.physical_cores(),
         "threads": os.cpu_count(),
         "memory_mb": round(proc.memory_bytes() / 1e6),

@@ -21,6 +21,7 @@ from kdc.core.device import Device
 from kdc.core.observe import Emit, silent
 from kdc.core.spec import DeviceFile
 from targets.cost import cost_of
+from targets.integers import integer_notes
 from targets.job import FileTiming
 from targets.measured import Cold, Comparison, Measured, Profile
 from targets.placement import placements
@@ -120,7 +121,12 @@ def measure(
         interest=settings.interest,
         reached=hot.reached,
         environment={**described, "pinned_to": hot.pinned, "processes": len(hot.found)},
-        notes=(*watched, *_notes(hot.found), *([_NO_INPUTS] if any(mixed) and inputs is None else [])),
+        notes=(
+            *watched,
+            *integer_notes(files, runtime, described),
+            *_notes(hot.found),
+            *([_NO_INPUTS] if any(mixed) and inputs is None else []),
+        ),
         samples_ns=hot.samples_ns(),
         skips=mixed,
         cold=cold

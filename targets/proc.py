@@ -12,6 +12,10 @@ from typing import NamedTuple
 
 STAT = Path("/proc/stat")
 CPUINFO = Path("/proc/cpuinfo")
+INTEGER_FEATURES = (
+    "avx2", "avx512f", "avx512bw", "avx512_vnni", "avx_vnni", "amx_int8",  # x86
+    "asimd", "asimddp", "sve", "i8mm",  # Arm
+)  # fmt: skip
 
 
 class Ticks(NamedTuple):
@@ -80,6 +84,34 @@ def memory_bytes() -> int:
         import psutil
 
         return int(psutil.virtual_memory().total)
+
+
+def cpu_features() -> tuple[str, ...] | None:
+    """The processor's features that decide which integer kernels run, as /proc/cpuinfo names them; None where untold."""
+    for name in ("flags", "Features"):  # of x86, of Arm
+        text = _cpuinfo(name)
+        if text is not None:
+            there = set(text.split())
+            return tuple(feature for feature in INTEGER_FEATURES if feature in there)
+    return None
+
+
+def cpu_family() -> str | None:
+    """Family and model of an x86 processor, implementer and part of an Arm one, as /proc/cpuinfo has them."""
+    for names in (("cpu family", "model"), ("CPU implementer", "CPU part")):
+        numbers = [_cpuinfo(name) for name in names]
+        if all(numbers):
+            return ", ".join(f"{name} {number}" for name, number in zip(names, numbers, strict=True))
+    return None
+
+
+def _cpuinfo(name: str) -> str | None:
+    """A field of the first processor."""
+    try:
+        lines = CPUINFO.read_text().splitlines()
+    except OSError:
+        return None
+    return next((text.strip() for key, _, text in (line.partition(":") for line in lines) if key.strip() == name), None)
 
 
 def cpu_name() -> str | None:

@@ -17,6 +17,8 @@ from numpy.typing import NDArray
 
 from kdc.core.devicefile import DeviceFile
 from kdc.core.errors import TargetError
+from targets.emulation import architecture
+from targets.proc import cpu_features
 
 if TYPE_CHECKING:  # pydantic's, which a remote device may lack
     from kdc.core.device import Device
@@ -215,9 +217,18 @@ def why_not_here(device: Device, runtime: Runtime) -> str | None:
     if device.address is not None:
         return None
     here = platform.machine()
-    if device.architecture not in ("", here):
+    if device.architecture and architecture(device.architecture) != architecture(here):
         return f"it is {device.architecture}, and this machine is {here}"
-    return runtime.cannot_run(device)
+    return _lacks_feature(device) or runtime.cannot_run(device)
+
+
+def _lacks_feature(device: Device) -> str | None:
+    """Which processor feature the device's integers need and this machine lacks."""
+    needed = device.quantization.requires_any_feature if device.quantization else ()
+    there = cpu_features()
+    if not needed or there is None or set(needed) & set(there):
+        return None
+    return f"its integers are right on a processor with {' or '.join(needed)}, and this one has none of them"
 
 
 def feeds(

@@ -30,8 +30,15 @@ def run_python(
     folder: Path, *arguments: object, timeout: float = 600, **environment: str
 ) -> subprocess.CompletedProcess[str]:
     """`python ARGUMENTS` in a folder."""
+    return run_program(folder, sys.executable, *arguments, timeout=timeout, **environment)
+
+
+def run_program(
+    folder: Path, *command: object, timeout: float = 600, **environment: str
+) -> subprocess.CompletedProcess[str]:
+    """A command in a folder."""
     return subprocess.run(
-        [sys.executable, *map(str, arguments)],
+        [*map(str, command)],
         capture_output=True,
         text=True,
         cwd=folder,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import platform
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -47,6 +47,7 @@ def show_target(console: Console, device: Device) -> None:
 def _here(device: Device) -> Iterator[tuple[str, str]]:
     """What this machine has of it: the runtime, its providers, and whether files can be run."""
     from kdc.core.errors import TargetError
+    from targets.proc import cpu_features
     from targets.runtime import NONE, Offers, runtime_of, why_not_here
 
     if device.runtime == NONE:
@@ -66,6 +67,7 @@ def _here(device: Device) -> Iterator[tuple[str, str]]:
     else:
         reason = why_not_here(device, runtime)
         yield "runs here", "yes" if reason is None else f"no: {reason}"
+        yield "features here", ", ".join(cpu_features() or ()) or UNKNOWN
     if isinstance(runtime, Offers):
         yield "providers there are", ", ".join(runtime.providers()) or "none"
 
@@ -89,11 +91,15 @@ def _fields(device: Device) -> Iterator[tuple[str, str]]:
 
 
 def _quantization(device: Device) -> Iterator[tuple[str, str]]:
+    from kdc.numerics.affine import highest_weight
+
     scheme = device.quantization
     if scheme is None:
         yield "scheme", "none known: the pass `quantize` is refused"
         return
+    high = highest_weight(scheme.weight_bits)
     yield "weights", "int8, zero point 0"
+    yield "weight_bits", f"{scheme.weight_bits} (-{high} to {high})"
     yield "activations", scheme.activations
     yield "symmetric_activations", "yes (one zero point)" if scheme.symmetric_activations else "no (any zero point)"
     yield (
@@ -102,6 +108,7 @@ def _quantization(device: Device) -> Iterator[tuple[str, str]]:
     )
     yield "linear_outputs", "in integers" if scheme.linear_outputs else "in floats"
     yield "int32_bias", "yes (DequantizeLinear of int32)" if scheme.int32_bias else "no (biases stay float)"
+    yield "requires_any_feature", _one_of(scheme.requires_any_feature) or "none: right on every processor of the target"
 
 
 def _sources(device: Device) -> Iterator[tuple[str, str]]:
@@ -111,6 +118,10 @@ def _sources(device: Device) -> Iterator[tuple[str, str]]:
         yield "channel_alignment", device.alignment_source
     if device.quantization is not None:
         yield "quantization", device.quantization.source
+
+
+def _one_of(features: Sequence[str]) -> str:
+    return " or ".join(features)
 
 
 def _this_machines(device: Device) -> str:

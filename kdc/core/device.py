@@ -13,10 +13,20 @@ class QuantizationScheme(BaseModel, frozen=True, extra="forbid"):
     activations: Literal["uint8", "int8"]
     symmetric_activations: bool
     per_channel: bool
+    weight_bits: Literal[7, 8] = Field(
+        default=8,
+        description="8: weights in -127..127; 7: in -63..63, so that no sum of two products with 8-bit activations "
+        "exceeds 16 bits, where x86 kernels without VNNI saturate",
+    )
     int32_bias: bool = Field(description="the bias stands as DequantizeLinear of int32 (else it stays float)")
     linear_outputs: bool = Field(
         default=False,
         description="a linear layer's output is quantized too, as a convolution's is: its integer kernel gives no floats",
+    )
+    requires_any_feature: tuple[str, ...] = Field(
+        default=(),
+        description="processor features, as Linux's /proc/cpuinfo names them: integers are right on a processor that has "
+        "one of them; empty: on every processor of the target",
     )
     source: str
 

@@ -32,6 +32,15 @@ def integers(dtype: Integer, symmetric: bool) -> tuple[int, int]:
     return (-127, 127) if symmetric else (-128, 127)
 
 
+def highest_weight(bits: int) -> int:
+    """The largest magnitude of a symmetric integer weight: 127 of 8 bits, 63 of 7.
+
+    >>> highest_weight(8), highest_weight(7)
+    (127, 63)
+    """
+    return int(2 ** (bits - 1) - 1)
+
+
 def affine_of_range(low: float, high: float, dtype: Integer, *, symmetric: bool) -> Affine:
     """The grid that spans a range; the range is widened to hold 0, which then stands exactly on the grid.
 

@@ -77,6 +77,7 @@ def _replace_layers(
             values,
             parameter_of(graph, bias),
             per_channel=decision.scheme.per_channel,
+            bits=decision.scheme.weight_bits,
             clip_by_mse=decision.weights == "mse",
             source=quantizer_of[x] if decision.scheme.int32_bias and not _is_batched_product(node) else None,
         )

@@ -16,9 +16,8 @@ import torch
 from brevitas.core.function_wrapper import RoundSte, TensorClamp
 from torch import nn
 
-from kdc.numerics.affine import Affine, fake_quantize, max_abs_scale, mse_clip, quantize
+from kdc.numerics.affine import Affine, fake_quantize, highest_weight, max_abs_scale, mse_clip, quantize
 
-WEIGHT_HIGH = 127
 SCALE_RATE = 32
 """How many times faster than weights a scale's logarithm is learned. At the weights' own rate, in as few steps as a
 distillation takes, scales hardly move: with 1 in place of 32 the test of what training wins back fails."""
@@ -70,7 +69,8 @@ class QuantizedLayer(nn.Module):
     """A convolution or a linear layer with weights held to int8, symmetric, by their largest magnitude at the time.
 
     Args: operator: of ATen; called with input, weight, bias and `arguments`. bias: [channels] or None. per_channel: one
-    scale for each output channel (axis 0). source: the input's quantizer, when the bias is to be int32 in the file.
+    scale for each output channel (axis 0). bits: of the weights: 8 use all of int8, 7 its inner half. source: the
+    input's quantizer, when the bias is to be int32 in the file.
     """
 
     def __init__(
@@ -81,23 +81,26 @@ class QuantizedLayer(nn.Module):
         bias: torch.Tensor | None,
         *,
         per_channel: bool,
+        bits: int,
         clip_by_mse: bool,
         source: Quantizer | None,
     ) -> None:
         super().__init__()
         self.operator, self.arguments, self.enabled = operator, arguments, True
         self.axis = 0 if per_channel else None
+        self.high = highest_weight(bits)
         self.weight = nn.Parameter(weight.detach().clone())
         self.bias = None if bias is None else nn.Parameter(bias.detach().clone())
         values = self.weight.detach()
-        clip = mse_clip(values, self.axis) if clip_by_mse else torch.ones_like(max_abs_scale(values, self.axis))
+        ones = torch.ones_like(max_abs_scale(values, self.axis))
+        clip = mse_clip(values, self.axis, self.high) if clip_by_mse else ones
         self.register_buffer("clip", clip)
         self.clip: torch.Tensor
         self._source = (source,)  # a tuple hides it from nn.Module: it is saved where it stands, once
 
     def weight_scale(self) -> torch.Tensor:
         """[channels, 1, ...] or [1, 1, ...]; differentiable."""
-        scale = max_abs_scale(self.weight, self.axis, WEIGHT_HIGH) * self.clip
+        scale = max_abs_scale(self.weight, self.axis, self.high) * self.clip
         source = self._source[0]
         if source is None or self.bias is None:
             return scale
@@ -113,7 +116,7 @@ class QuantizedLayer(nn.Module):
         if self.enabled:
             hold = _straight_through if self.training else fake_quantize
             scale, source = self.weight_scale(), self._source[0]
-            weight = hold(weight, scale, 0, -WEIGHT_HIGH, WEIGHT_HIGH)
+            weight = hold(weight, scale, 0, -self.high, self.high)
             if bias is not None and source is not None:
                 step = source.scale * (scale.flatten() if self.axis == 0 else scale.reshape(()))
                 bias = hold(bias, step, 0, -2 * LARGEST_BIAS, 2 * LARGEST_BIAS)
@@ -121,13 +124,14 @@ class QuantizedLayer(nn.Module):
 
     def extra_repr(self) -> str:
         """What the structure depends on."""
-        return f"{self.operator}, weight={tuple(self.weight.shape)}, arguments={self.arguments}, axis={self.axis}"
+        shape = tuple(self.weight.shape)
+        return f"{self.operator}, weight={shape}, arguments={self.arguments}, axis={self.axis}, high={self.high}"
 
     @torch.no_grad()
     def lowered(self) -> nn.Module:
         """The operator on int8 weights and, where the device wants it, an int32 bias."""
         scale = self.weight_scale()
-        weight = quantize(self.weight, scale, 0, -WEIGHT_HIGH, WEIGHT_HIGH).to(torch.int8)
+        weight = quantize(self.weight, scale, 0, -self.high, self.high).to(torch.int8)
         scale = scale.flatten() if self.axis == 0 else scale.reshape(())
         source = self._source[0]
         bias: nn.Module | None = None

@@ -63,7 +63,14 @@ def test_a_class_of_a_pass_around_the_same_weights_is_a_change_and_a_bare_module
     assert with_origins(artifact(before), artifact(traced), "route").origins == ()
     aten = torch.ops.aten
     quantized.fc = QuantizedLayer(
-        aten.linear.default, (), before.fc.weight, before.fc.bias, per_channel=True, clip_by_mse=False, source=None
+        aten.linear.default,
+        (),
+        before.fc.weight,
+        before.fc.bias,
+        per_channel=True,
+        bits=8,
+        clip_by_mse=False,
+        source=None,
     )
     assert dict(with_origins(artifact(before), artifact(quantized), "quantize").origins)["fc"] == "quantize"
 

@@ -59,6 +59,7 @@ def integer_conv(channels_in, channels, stride, source):
         layer.weight,
         layer.bias,
         per_channel=True,
+        bits=8,
         clip_by_mse=False,
         source=source,
     )
@@ -73,6 +74,7 @@ def integer_head(channels):
         layer.weight,
         layer.bias,
         per_channel=True,
+        bits=8,
         clip_by_mse=False,
         source=source,
     )

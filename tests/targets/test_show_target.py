@@ -91,6 +91,18 @@ def test_it_says_what_is_installed_where_it_runs_and_what_providers_there_are(mi
     assert value(shown, "providers there are") == ", ".join(onnxruntime.get_available_providers())
 
 
+def test_the_bits_of_weights_and_the_features_that_integers_need_are_shown_beside_those_that_are_here():
+    from targets.proc import cpu_features
+
+    shown = run("show", "cpu-ort-vnni")
+    assert value(shown, "weight_bits") == "8 (-127 to 127)"
+    assert value(shown, "requires_any_feature") == "avx512_vnni or avx_vnni or amx_int8"
+    assert value(shown, "features here") == (", ".join(cpu_features() or ()) or "unknown")
+    shown = run("show", "cpu-ort")
+    assert value(shown, "weight_bits") == "7 (-63 to 63)"
+    assert value(shown, "requires_any_feature") == "none: right on every processor of the target"
+
+
 def test_an_absent_runtime_is_shown_with_the_command_that_installs_it(monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     shown = run("show", "cpu-openvino")

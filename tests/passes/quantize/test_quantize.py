@@ -269,3 +269,57 @@ def test_the_runtime_runs_every_quantized_layer_in_integers(name, lowered, tmp_p
     integer = sum(found.count(kind) for kind in ("QLinearConv", "QGemm", "MatMulIntegerToFloat"))
     assert integer == len(lowered.decision(name).layers)
     assert not {"Conv", "FusedConv", "Gemm"} & set(found)
+
+
+SEVEN = {"weight_bits": 7}
+
+
+def with_scheme(context, **changed):
+    scheme = context.device.quantization.model_copy(update=changed)
+    return replace(context, device=context.device.model_copy(update={"quantization": scheme}))
+
+
+@pytest.mark.parametrize(
+    ("name", "weights", "changed"),
+    [
+        *((name, "max_abs", SEVEN) for name in ZOO),
+        ("plain", "mse", SEVEN),
+        ("perceptron", "max_abs", SEVEN | {"per_channel": False}),
+        ("attention", "mse", SEVEN | {"per_channel": False}),
+    ],
+)
+def test_weights_of_7_bits_are_within_63_and_use_all_of_it(name, weights, changed, lowered, quantization_context):
+    artifact = lowered.float(name)
+    settings = Quantize(weights=weights)
+    decision = settings.decide(artifact, with_scheme(quantization_context(artifact.model), **changed))
+    model = settings.apply(artifact, decision).model
+    layers = [module.lowered() for module in model.modules() if isinstance(module, QuantizedLayer)]
+    assert len(layers) == len(decision.layers)
+    for layer in layers:
+        largest = int(layer.weight.values.int().abs().max())
+        assert largest == 63
+        assert 2 * 255 * largest <= 2**15 - 1
+
+
+def test_weights_that_training_moved_stay_within_7_bits(lowered, quantization_context):
+    artifact = lowered.float("plain")
+    decision = Quantize().decide(artifact, with_scheme(quantization_context(artifact.model), **SEVEN))
+    quantized = Quantize().apply(artifact, decision)
+    with torch.no_grad():
+        for parameter in quantized.model.parameters():
+            parameter.mul_(1 + torch.rand(parameter.shape, generator=torch.Generator().manual_seed(0)))
+    arrays = initializers(lower(quantized, 21))
+    assert max(int(np.abs(arrays[f"{layer}.weight.values"].astype(int)).max()) for layer in decision.layers) == 63
+    layer = next(module for module in quantized.model.modules() if isinstance(module, QuantizedLayer))
+    held = []
+    layer.operator = lambda x, weight, bias, *rest: held.append(weight)
+    layer.train()(torch.zeros(1))
+    steps = (held[0] / layer.weight_scale()).detach()
+    torch.testing.assert_close(steps, steps.round())  # training sees the very grid of the file
+    assert float(steps.abs().max()) == pytest.approx(63)
+
+
+def test_a_decision_that_was_stored_without_bits_is_of_8(lowered):
+    record = lowered.decision("plain").model_dump(mode="json")
+    del record["scheme"]["weight_bits"]
+    assert Ranges.model_validate(record) == lowered.decision("plain")

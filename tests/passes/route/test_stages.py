@@ -1,6 +1,7 @@
 """Where models can be cut, and that cutting changes nothing."""
 
 import copy
+import dataclasses
 
 import pytest
 import torch
@@ -11,6 +12,7 @@ from kdc.core.artifact import Artifact
 from kdc.core.errors import ModelError
 from kdc.core.spec import TensorSpec
 from passes.quantize import Quantize
+from passes.quantize.quantizers import QuantizedLayer
 from passes.route.stages import cuts, find, graph_of, split
 
 IMAGE = (TensorSpec(name="image", shape=("batch", 1, 8, 8)),)
@@ -61,6 +63,18 @@ def test_a_quantized_graph_is_cut_where_its_float_model_is_and_behind_quantizers
     assert torch.equal(in_a_row(stages, x), quantized.model(x))
     kept = {name for stage in stages for name in stage.state_dict()}
     assert kept == set(quantized.model.state_dict())
+
+
+def test_stages_of_a_model_with_weights_of_7_bits_have_7_bits(artifact, context_of):
+    context = context_of()
+    scheme = context.device.quantization.model_copy(update={"weight_bits": 7})
+    context = dataclasses.replace(context, device=context.device.model_copy(update={"quantization": scheme}))
+    graph = Quantize().apply(artifact, Quantize().decide(artifact, context)).model
+    stages = split(graph, [cut.node for cut in cuts(graph, IMAGE)], IMAGE)
+    layers = [module for stage in stages for module in stage.modules() if isinstance(module, QuantizedLayer)]
+    assert len(layers) == len([module for module in graph.modules() if isinstance(module, QuantizedLayer)])
+    for layer in layers:
+        assert int(layer.lowered().weight.values.abs().max()) == 63
 
 
 @pytest.mark.parametrize("name", sorted(ZOO))

@@ -1,10 +1,7 @@
 """An arm64 Debian under qemu-user as a device: another processor's kernels, and times that are marked as no times.
 
-`KDC_ARM64_ROOT` names its root. To make one, as root, with qemu-user-static registered for binfmt:
-
-    debootstrap --arch=arm64 --variant=minbase --include=python3 bookworm ROOT
-    pip install --target ROOT/usr/lib/python3/dist-packages --platform manylinux_2_28_aarch64 \
-        --python-version 3.11 --only-binary=:all: numpy onnxruntime
+`KDC_ARM64_ROOT` names its root, which `.ci/arm64_root` makes. These tests enter it, as root, with qemu-user-static
+registered for binfmt; those of `tests/targets/test_other_processors.py` need neither.
 """
 
 import os
@@ -19,10 +16,12 @@ from targets.measure import Settings, compare
 from targets.process import Workplace
 
 ROOT = os.environ.get("KDC_ARM64_ROOT")
+BINFMT = Path("/proc/sys/fs/binfmt_misc/qemu-aarch64")
 pytestmark = [
     pytest.mark.slow,
     pytest.mark.skipif(ROOT is None, reason="KDC_ARM64_ROOT names no arm64 root"),
     pytest.mark.skipif(os.geteuid() != 0, reason="a chroot takes root"),
+    pytest.mark.skipif(not BINFMT.exists(), reason="qemu-aarch64 is not registered for binfmt"),
 ]
 
 
