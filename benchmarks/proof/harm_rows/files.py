@@ -157,7 +157,7 @@ def _names(folder: Path) -> Raw:
     exits = []
     for name, words in {
         "build": ("build", model, "--out", folder / "out"),
-        "profile": ("profile", model, "--seconds", "0.5", "--self-test"),
+        "profile": ("profile", model, "--seconds", "0.1", "--no-cold"),
         "bisect": ("verify", "--bisect", model),
     }.items():
         for _ in range(2):
