@@ -25,17 +25,19 @@ def compress(
     overrides: Mapping[str, Any] | None = None,
     emit: Emit = silent,
     kept: Kept | None = None,
+    force: bool = False,
 ) -> Report:
     """Run a recipe into the folder `out`, or go on with it where it stopped.
 
     Args: recipe: a recipe's file, or the value. overrides: dotted keys, such as {"budget.max_drop": 0.5}.
-        kept: where and how much of the teacher's answers is kept; it changes no result.
+        kept: where and how much of the teacher's answers is kept; it changes no result. force: overwrite files in `out`
+        that kdc did not write, where a result belongs.
     Returns: the report; `report.met` says whether the whole budget is met (else the nearest student is kept).
     Raises: KdcError; its subclasses say whose mistake it was (see kdc/core/errors.py).
     """
     if not isinstance(recipe, Recipe):
         recipe = load_recipe(Path(recipe), overrides or {}, [], PASSES)
-    return driver.compress(recipe, Path(out), emit, kept)
+    return driver.compress(recipe, Path(out), emit, kept, force=force)
 
 
 def profile(

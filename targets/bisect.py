@@ -22,7 +22,9 @@ from onnx.reference import ReferenceEvaluator
 
 from kdc.core.device import Device
 from kdc.core.errors import TargetError
-from targets.runtime import Array, feeds, first_line, must_exist, running
+from targets.cascade import is_cascade
+from targets.door.admit import admit
+from targets.runtime import Array, feeds, running
 
 TOLERANCE = 1e-4
 """Of a value's own root mean square: float32 sums in another order differ by some 1e-6, Winograd's transforms by 1e-5."""
@@ -71,11 +73,10 @@ def bisect(
 
     Raises: TargetError where the file is none, or the runtime is absent, cannot take it or cannot run here.
     """
-    must_exist(path)
-    try:
-        model = onnx.load(path)
-    except Exception as unread:  # protobuf's
-        raise TargetError(f"{path}: is not an ONNX file: {first_line(unread)}") from unread
+    if is_cascade(path):
+        raise TargetError(f"{path}: is a cascade, and one graph is looked at", do="name one of its stages' files")
+    admit(path)
+    model = onnx.load(path)
     whole = _reference(model)
     with TemporaryDirectory(prefix="kdc-bisect-") as folder:
         given, answers = _run(model, Path(folder) / "whole", device, samples, seed)

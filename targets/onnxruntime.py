@@ -185,19 +185,9 @@ def _port(argument: Any) -> Port:
 
 
 def _files(path: Path) -> tuple[Path, ...]:
-    import onnx_ir
+    from targets.door.admit import files_of
 
-    must_exist(path)
-    try:
-        model = onnx_ir.load(path)
-    except Exception as error:  # protobuf's error, or what the reader meets in a file that is something else
-        raise TargetError(f"{path}: is not an ONNX file: {first_line(error)}") from error
-    tensors = [value.const_value for graph in model.graphs() for value in graph.initializers.values()]
-    locations = {Path(tensor.location) for tensor in tensors if isinstance(tensor, onnx_ir.ExternalTensor)}
-    beside = tuple(path.parent / location for location in sorted(locations))
-    for file in beside:
-        must_exist(file)
-    return (path, *beside)
+    return files_of(path)
 
 
 RUNTIME = OnnxRuntime()

@@ -9,6 +9,8 @@ from tempfile import TemporaryDirectory, mkdtemp
 
 from kdc.core.device import Device
 from kdc.core.spec import DeviceFile
+from targets.cascade import is_cascade
+from targets.door.admit import admit
 from targets.runtime import Runtime, running
 
 
@@ -69,6 +71,10 @@ def ready(path: Path, device: Device) -> DeviceFile:
     Raises: TargetError where the runtime is absent, cannot have this model, or its files cannot be run here.
     """
     runtime = running(device)
+    if path.suffix == ".onnx" or is_cascade(path):
+        admit(path)
+    elif runtime.suffix == ".onnx":
+        runtime.files(DeviceFile(path, device.runtime))  # whatever its name is: its weights must lie beside it
     if path.suffix != ".onnx" or runtime.suffix == ".onnx":
         return DeviceFile(path, device.runtime)
     return runtime.build(path, Path(mkdtemp(dir=_scratch().name)), device)

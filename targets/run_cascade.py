@@ -103,6 +103,8 @@ def read(path: Path) -> dict[str, Any]:
         raise ValueError(f"{path}: is of version {version}, this program reads {SCHEMA_VERSION}")
     for stage in plan["stages"]:
         file = path.parent / stage["file"]
+        if Path(stage["file"]).name != stage["file"] or file.is_symlink():
+            raise ValueError(f"{path}: names {stage['file']!r}, which is no file of its own folder")
         if not file.is_file():
             raise ValueError(f"{file}: there is no such file, and {path.name} names it")
         if hashlib.sha256(file.read_bytes()).hexdigest() != stage["sha256"]:

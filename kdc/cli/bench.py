@@ -50,6 +50,9 @@ def distill(
     ] = None,
     quiet: Annotated[bool, typer.Option("--quiet", help="no progress on stderr")] = False,
     log: Annotated[Path | None, typer.Option(help="write every event as a line of JSON")] = None,
+    force: Annotated[
+        bool, typer.Option("--force", help="overwrite a leaderboard.json, and a --log, that kdc did not write")
+    ] = False,
     json: Annotated[bool, typer.Option("--json", help="print the leaderboard as JSON")] = False,
     markdown: Annotated[bool, typer.Option("--markdown", help="print the table as Markdown")] = False,
 ) -> None:
@@ -63,7 +66,7 @@ def distill(
     from passes import PASSES
 
     loaded = load_recipe(recipe, {}, settings or [], PASSES)
-    with observer(quiet=quiet, log=log) as emit:
+    with observer(quiet=quiet, log=log, force=force) as emit:
         from kdc.driver.leaderboard import Options, cores, leaderboard
 
         options = Options(
@@ -78,7 +81,7 @@ def distill(
             try_weights=_factors(try_weights),
             samples=samples,
         )
-        made = leaderboard(loaded, options, out, jobs or cores(), emit)
+        made = leaderboard(loaded, options, out, jobs or cores(), emit, force=force)
     from kdc.cli.standings import as_markdown, show
 
     if json:

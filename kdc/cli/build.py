@@ -17,9 +17,11 @@ def build(
     out: Annotated[Path, typer.Option(help="the folder that the target's files are written into")],
     target: Annotated[str, typer.Option(help="a name from `kdc targets`, or a profile's .toml")] = "cpu-ort",
     layers: Annotated[bool, typer.Option("--layers", help="print what the runtime makes of the model too")] = False,
+    force: Annotated[bool, typer.Option("--force", help="overwrite files in --out that kdc did not write")] = False,
 ) -> None:
     """Make the file that a target's runtime loads, and say whether it can be run here."""
     from kdc.core.errors import TargetError
+    from targets.built import build_into
     from targets.device import load_device
     from targets.runtime import Inspects, runtime_of, slow_part
 
@@ -27,7 +29,7 @@ def build(
     runtime = runtime_of(device)
     if layers and not isinstance(runtime, Inspects):
         raise TargetError(f"target {target}: {device.runtime} does not tell its layers", do="leave --layers out")
-    built = runtime.build(file, out, device)
+    built = build_into(out, file, runtime, device, force=force)
     for path in runtime.files(built):
         print(f"{path}  {path.stat().st_size:,} bytes")
     if layers and isinstance(runtime, Inspects):

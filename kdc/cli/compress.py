@@ -30,16 +30,19 @@ def compress(
     teacher_cache: Annotated[
         Path | None, typer.Option(metavar="DIR", help="a folder of the teacher's answers that runs share")
     ] = None,
+    force: Annotated[
+        bool, typer.Option("--force", help="overwrite files in --out, and a --log, that kdc did not write")
+    ] = False,
     json: Annotated[bool, typer.Option("--json", help="print the report as JSON")] = False,
 ) -> None:
     """Compress a teacher to a budget: student.onnx and the report of how it was made and measured."""
     from kdc.cli.show import observer
 
-    with observer(quiet=quiet, log=log) as emit:
+    with observer(quiet=quiet, log=log, force=force) as emit:
         from kdc.driver.compress import compress as run
         from kdc.driver.steps import Kept
 
-        report = run(recipe, out, emit, Kept(teacher_cache, cache_gb))
+        report = run(recipe, out, emit, Kept(teacher_cache, cache_gb), force=force)
     from kdc.cli.table import show
 
     if json:

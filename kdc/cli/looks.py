@@ -96,9 +96,13 @@ def put_page(page: Path, content: str) -> None:
     Raises: FolderError where it cannot be written.
     """
     from kdc.core.errors import FolderError
+    from kdc.core.writing import write_text
 
     try:
-        page.write_text(content, encoding="utf-8")
+        if page.exists() and not page.is_file():  # a pipe or a terminal
+            page.write_text(content, encoding="utf-8")
+        else:
+            write_text(page, content)
     except OSError as error:
         raise FolderError(
             f"{page}: cannot be written: {error.strerror}", do="name another file after --html"

@@ -54,6 +54,7 @@ def profile(
     html: Annotated[
         Path | None, typer.Option(metavar="PAGE", help="write the picture: one file, opens offline")
     ] = None,
+    force: Annotated[bool, typer.Option("--force", help="overwrite a --html that kdc did not write")] = False,
     seed: Annotated[int, typer.Option(help="of the blocks' order and the intervals' draws")] = 0,
     json: Annotated[bool, typer.Option("--json", help="print JSON with all samples, nothing else")] = False,
 ) -> None:
@@ -61,15 +62,19 @@ def profile(
     from kdc.cli.longer import Longer, run_longer
     from kdc.cli.looks import looks, print_looks, with_looks, write_page
     from kdc.core.errors import TargetError
+    from kdc.core.placing import check_place
     from targets.device import load_device
     from targets.door.enter import entered
     from targets.door.shapes import parse_shapes
     from targets.measure import Settings, compare
     from targets.noise import noise_of, twin_of
+    from targets.page.page import is_page
     from targets.parts import ready
     from targets.predictor.calibration import known_peaks
     from targets.roofline import parse_peaks
 
+    if html is not None:
+        check_place(html, "--html", is_page, force=force)
     if self_test and against is not None:
         raise TargetError("--self-test is of one file", do="leave --against out")
     profiled = load_device(target, device)

@@ -19,19 +19,22 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedCo
 from kdc.core import observe
 from kdc.core.errors import FolderError
 from kdc.core.observe import Emit, Event
+from kdc.core.placing import check_place
 
 PLAIN_SECONDS = 15.0  # between two progress lines where the view is not live
 
 
 @contextmanager
-def observer(*, quiet: bool, log: Path | None) -> Iterator[Emit]:
+def observer(*, quiet: bool, log: Path | None, force: bool = False) -> Iterator[Emit]:
     """What is called with each event while the block runs.
 
-    Raises: FolderError where the log cannot be written.
+    Args: log: a file that events are added to. force: add them to a file that is no log, too.
+    Raises: FolderError where the log cannot be written, or kdc did not write it.
     """
     with ExitStack() as stack:
         shown: list[Emit] = []
         if log is not None:
+            check_place(log, "--log", _is_log, force=force)
             try:
                 file = stack.enter_context(log.open("a"))
             except OSError as error:
@@ -74,6 +77,16 @@ def _interrupts() -> Iterator[list[int]]:
         yield noted
     finally:
         signal.signal(signal.SIGINT, before)
+
+
+def _is_log(path: Path) -> bool:
+    """Whether a file begins with an event, as a log does."""
+    with path.open("rb") as file:
+        line = file.readline(10**6)
+    try:
+        return bool({"event", "at"} <= json.loads(line).keys())
+    except (ValueError, AttributeError):
+        return False
 
 
 class _JsonLines:

@@ -28,6 +28,9 @@ def targets(
     ] = None,
     minutes: Annotated[float, typer.Option(min=0.1, help="calibrate: the most time to take")] = 5,
     out: Annotated[Path | None, typer.Option(help="calibrate: the file to write; default: in the user's cache")] = None,
+    force: Annotated[
+        bool, typer.Option("--force", help="calibrate: overwrite a file at --out that is no calibration")
+    ] = False,
 ) -> None:
     """List the targets, show one, or calibrate one on this machine."""
     from rich.console import Console
@@ -46,17 +49,19 @@ def targets(
     if verb == "show":
         show_target(console, load_device(given[0]))
     else:
-        _calibrate(console, given[0], minutes, out)
+        _calibrate(console, given[0], minutes, out, force=force)
 
 
-def _calibrate(console: Console, name: str, minutes: float, out: Path | None) -> None:
+def _calibrate(console: Console, name: str, minutes: float, out: Path | None, *, force: bool) -> None:
     from kdc.cli.show import observer
+    from kdc.core.placing import check_place
     from targets.device import load_device
     from targets.predictor.calibrate import Effort, calibrate
-    from targets.predictor.calibration import default_path, save
+    from targets.predictor.calibration import default_path, is_calibration, save
 
     device = load_device(name)
     path = out or default_path(device)
+    check_place(path, "--out", is_calibration, force=force or out is None)
     with observer(quiet=False, log=None) as emit:
         found = calibrate(device, Effort(minutes=minutes), emit=emit)
     save(found, path)

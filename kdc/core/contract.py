@@ -7,7 +7,7 @@ imports no torch, and its verbs import the machinery they call.
 from __future__ import annotations
 
 import hashlib
-import json
+import os
 from abc import abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -21,6 +21,7 @@ from kdc.core.budget import Budget, Cost
 from kdc.core.device import Device
 from kdc.core.errors import KdcError
 from kdc.core.observe import Emit
+from kdc.core.writing import read_checked, write_checked
 
 if TYPE_CHECKING:
     import numpy as np
@@ -152,10 +153,8 @@ class Context:
     def find(self, name: str, value: Any) -> None:
         """Record something that was learned on the way (plain JSON values): the report shows it with the step."""
         path = self.work / FINDINGS
-        found = json.loads(path.read_text()) if path.exists() else {}
-        partial = path.with_suffix(".part")
-        partial.write_text(json.dumps({**found, name: value}))
-        partial.replace(path)
+        found = read_checked(path) if os.path.lexists(path) else {}
+        write_checked(path, {**found, name: value})
 
     def generator(self, name: str) -> torch.Generator:
         """A generator of random numbers of this name's own: the same for the same seed, step and name."""

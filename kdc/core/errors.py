@@ -8,6 +8,7 @@ KdcError                     exit 1: a fault of kdc's own
 │   ├── TargetError          a target or its runtime that is unknown, absent or cannot run the model
 │   ├── PlanError            an order of passes that cannot work
 │   └── FolderError          an output folder that cannot be used
+├── DamagedError             exit 1: a file that kdc wrote is no longer what it wrote; steps catch it and begin anew
 ├── BudgetError              exit 3: the budget cannot be met; carries the constraint that binds
 └── LawError                 exit 1: a pass broke its contract; names the step and the law
 
@@ -52,6 +53,10 @@ class PlanError(UserError):
 
 class FolderError(UserError):
     """An output folder that cannot be used, or is in use."""
+
+
+class DamagedError(KdcError):
+    """A file of kdc's own is not what was written; what it is part of is to be made anew."""
 
 
 class BudgetError(KdcError):

@@ -1,21 +1,36 @@
 """Every finished step under a key that covers all that could change its result.
 
 An entry is a folder `STEP-KEY/` that is written beside and renamed in, so that it is there whole or not at all. Its
-`entry.json` holds the parts that the key was made of (what `kdc why` compares) and the SHA-256 of each file. A step that
-is under way keeps its checkpoints in `work/KEY/`. A failure is recorded in `failures/`, and never served.
+`entry.json` holds the parts that the key was made of (what `kdc why` compares), the SHA-256 of each file and one of its
+own. An entry that is not what was written, whatever became of it, is removed, and the step is made anew. A step that is
+under way keeps its checkpoints in `work/KEY/`. A failure is recorded in `failures/`, and never served.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-import shutil
+import os
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from kdc.core.errors import DamagedError
+from kdc.core.observe import Emit, Note, silent
+from kdc.core.writing import (
+    discard,
+    is_plain_file,
+    is_plain_folder,
+    make_folder,
+    partial_name,
+    read_checked,
+    write_checked,
+    write_text,
+)
+
+ENTRY = "entry.json"
 Parts = dict[str, Any]
 KEY_DIGITS = 20  # of the key, in a folder's name; the whole key stands in entry.json
 
@@ -48,22 +63,27 @@ class Entry:
 
 
 class Store:
-    """The folder of all finished steps of one run folder."""
+    """The folder of all finished steps of one run folder. `emit` is told of entries that are damaged."""
 
-    def __init__(self, root: Path) -> None:
-        self.root = root
+    def __init__(self, root: Path, emit: Emit = silent) -> None:
+        self.root, self._emit = root, emit
 
     def find(self, step: str, key: str) -> Entry | None:
-        """The entry under this key, or None; an entry whose files are not what it says is removed, not served."""
+        """The entry under this key, or None; an entry that is not what was written is removed, not served."""
         folder = self._folder(step, key)
-        entry = _read(folder)
-        if entry is None or entry.key != key:
+        if not os.path.lexists(folder):
             return None
-        files: dict[str, str] = entry.record["files"]
-        if any(not (folder / name).is_file() or sha256_of(folder / name) != sha for name, sha in files.items()):
-            shutil.rmtree(folder)
+        try:
+            return _whole(folder, key)
+        except (OSError, DamagedError) as error:
+            self.drop(step, key, str(error))
             return None
-        return entry
+
+    def drop(self, step: str, key: str, reason: str) -> None:
+        """Remove an entry that cannot be used, and say so: the step is made anew."""
+        folder = self._folder(step, key)
+        self._emit(Note(f"stored {folder.name} is damaged ({reason}): it is made anew"))
+        discard(folder)
 
     def write(
         self, step: str, parts: Parts, record: Mapping[str, Any], files: Mapping[str, Callable[[Path], object]]
@@ -71,9 +91,9 @@ class Store:
         """Write an entry; `files` maps a name to what writes the file at the path it is given."""
         key = key_of(parts)
         folder = self._folder(step, key)
-        partial = folder.with_name(folder.name + ".part")
-        shutil.rmtree(partial, ignore_errors=True)
-        partial.mkdir(parents=True)
+        make_folder(self.root)
+        partial = partial_name(folder)
+        partial.mkdir()
         try:
             for name, write in files.items():
                 write(partial / name)
@@ -85,16 +105,14 @@ class Store:
                 "record": {**record, "files": digests},
                 "written": time.time(),
             }
-            (partial / "entry.json").write_text(json.dumps(content, indent=1))
+            write_checked(partial / ENTRY, content)
+            discard(folder)
+            partial.rename(folder)
         except BaseException:
-            shutil.rmtree(partial, ignore_errors=True)
+            discard(partial)
             raise
-        shutil.rmtree(folder, ignore_errors=True)
-        partial.rename(folder)
-        shutil.rmtree(self.work(key), ignore_errors=True)
-        entry = _read(folder)
-        assert entry is not None
-        return entry
+        discard(self.work(key))
+        return _read(folder)
 
     def work(self, key: str) -> Path:
         """Where the step under this key keeps its checkpoints until it is written."""
@@ -104,22 +122,44 @@ class Store:
         """Record that the step failed, and how."""
         key = key_of(parts)
         folder = self.root / "failures"
-        folder.mkdir(parents=True, exist_ok=True)
+        make_folder(folder)
         content = {"step": step, "key": key, "error": f"{type(error).__name__}: {error}", "at": time.time()}
-        (folder / f"{step}-{key[:KEY_DIGITS]}.json").write_text(json.dumps(content, indent=1))
+        path = folder / f"{step}-{key[:KEY_DIGITS]}.json"
+        if is_plain_folder(path):
+            discard(path)
+        write_text(path, json.dumps(content, indent=1))
 
     def entries(self, step: str) -> list[Entry]:
-        """Every entry of a step, the newest first."""
-        found = [_read(folder) for folder in self.root.glob(f"{step}-*") if not folder.name.endswith(".part")]
-        return sorted((entry for entry in found if entry is not None), key=lambda entry: -entry.written)
+        """Every entry of a step that can be read, the newest first."""
+        found = []
+        for folder in self.root.glob(f"{step}-*"):
+            try:
+                found.append(_read(folder))
+            except DamagedError:
+                continue  # `find` removes it, when its step is due
+        return sorted(found, key=lambda entry: -entry.written)
 
     def _folder(self, step: str, key: str) -> Path:
         return self.root / f"{step}-{key[:KEY_DIGITS]}"
 
 
-def _read(folder: Path) -> Entry | None:
+def _whole(folder: Path, key: str) -> Entry:
+    """Raises: DamagedError where the entry or one of its files is not what was written, OSError where one cannot be read."""
+    entry = _read(folder)
+    if entry.key != key:
+        raise DamagedError(f"{ENTRY} is another step's")
+    for name, sha in entry.record["files"].items():
+        if not is_plain_file(folder / name) or sha256_of(folder / name) != sha:
+            raise DamagedError(f"{name} is not what was written")
+    return entry
+
+
+def _read(folder: Path) -> Entry:
+    """Raises: DamagedError where the folder or its `entry.json` is not what was written."""
+    if not is_plain_folder(folder):
+        raise DamagedError("it is no folder")
+    content = read_checked(folder / ENTRY)
     try:
-        content = json.loads((folder / "entry.json").read_text())
         return Entry(folder, content["key"], content["step"], content["parts"], content["record"], content["written"])
-    except (OSError, ValueError, KeyError):
-        return None
+    except KeyError as error:
+        raise DamagedError(f"{ENTRY} lacks {error}") from error

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import os
 import pickle
 import re
@@ -10,15 +12,17 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
-from kdc.core.errors import ModelError
+from kdc.core.errors import DamagedError, ModelError
+from kdc.core.writing import discard, is_plain_file, is_plain_folder, make_folder, write_bytes
 
 NESTED = ("state_dict", "model", "model_state_dict")
 """Keys under which training scripts keep the state beside an optimizer's."""
 _SHOWN = 10
+_SUM = "sha256"  # in a checkpoint's metadata
 _CONVERT = (
     "save plain tensors instead, where the model's code is at hand:\n"
     "    from safetensors.torch import save_file\n"
@@ -65,13 +69,42 @@ def save_weights(state: Mapping[str, Tensor], path: Path, metadata: dict[str, st
     """Write the tensors as safetensors: the file is whole or not there. Views and shared tensors are written out."""
     path.parent.mkdir(parents=True, exist_ok=True)
     tensors = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in state.items()}
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    write_bytes(path, save(tensors, metadata))  # save_file would make it readable by its owner alone
+
+
+def save_checkpoint(state: Mapping[str, Tensor], path: Path, metadata: Mapping[str, str] | None = None) -> None:
+    """Write tensors that `load_checkpoint` reads: with a SHA-256 of them and of the metadata, in the metadata."""
+    make_folder(path.parent)
+    if is_plain_folder(path):
+        discard(path)
+    tensors = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in state.items()}
+    told = dict(metadata or {})
+    write_bytes(path, save(tensors, {**told, _SUM: _digest(tensors, told)}))
+
+
+def load_checkpoint(path: Path) -> tuple[dict[str, Tensor], dict[str, str]] | None:
+    """The tensors and the metadata of a checkpoint; None where there is none.
+
+    Raises: DamagedError where it is not what was written.
+    """
+    if not os.path.lexists(path):
+        return None
+    if not is_plain_file(path):
+        raise DamagedError(f"{path.name} is no file")
     try:
-        temporary.write_bytes(save(tensors, metadata))  # save_file would make it readable by its owner alone
-        temporary.replace(path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
+        with safe_open(path, "pt") as file:
+            told = dict(file.metadata() or {})
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - the file is no mapping
+    except (OSError, ValueError, SafetensorError) as error:
+        raise DamagedError(f"{path.name} cannot be read") from error
+    if told.pop(_SUM, None) != _digest(tensors, told):
+        raise DamagedError(f"{path.name} is not what was written")
+    return tensors, told
+
+
+def _digest(tensors: dict[str, Tensor], told: dict[str, str]) -> str:
+    # Without metadata the same tensors are the same bytes; with it, its order is left to chance.
+    return hashlib.sha256(json.dumps(told, sort_keys=True).encode() + save(tensors)).hexdigest()
 
 
 def _read(path: Path) -> dict[str, Tensor]:

@@ -21,7 +21,6 @@ import hashlib
 import json
 import mmap
 import os
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -32,6 +31,7 @@ import torch
 from pydantic import BaseModel, ValidationError
 
 from kdc.core.errors import FolderError
+from kdc.core.writing import NO_LINKS, discard, is_plain_file, partial_name, refuse_link
 from kdc.distill.answer_settings import AnswerForm
 from kdc.distill.forms import Bytes, Rebuilt, decode, decode_pairs, row_bytes
 from kdc.distill.sparse import SparseRows
@@ -39,6 +39,7 @@ from kdc.distill.sparse import SparseRows
 MAGIC = b"kdc-ans\x01"
 PAGE = 4096
 CHECKSUM = 16  # bytes
+HEADER_MOST = 2**20  # bytes; a length beyond it is damage
 SUFFIX = ".answers"
 
 
@@ -180,10 +181,10 @@ def opened(path: Path, source: Source, lock: Path) -> AnswerFile | None:
 
     Raises: FolderError where the file holds the answers of another teacher, other data or another view.
     """
-    try:
-        descriptor = os.open(path, os.O_RDWR)
-    except FileNotFoundError:
+    if not is_plain_file(path):
+        discard(path)  # a link, a folder, or what else stands in its place
         return None
+    descriptor = os.open(path, os.O_RDWR | NO_LINKS)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_SH)
         header = _header(descriptor)
@@ -204,10 +205,13 @@ def created(path: Path, header: Header, lock: Path) -> AnswerFile:
 
     Raises: OSError where the disk has no room for it.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{os.getpid()}.{time.monotonic_ns()}.part")
+    refuse_link(path.parent, "the folder of the teacher's answers")
+    if not path.parent.is_dir():
+        discard(path.parent)
+        path.parent.mkdir(parents=True, exist_ok=True)
+    partial = partial_name(path)
     text = header.bytes()
-    descriptor = os.open(partial, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o644)
+    descriptor = os.open(partial, os.O_RDWR | os.O_CREAT | os.O_EXCL | NO_LINKS, 0o644)
     try:
         head = MAGIC + len(text).to_bytes(4, "little") + text + hashlib.sha256(text).digest()
         _write_all(descriptor, head, 0)
@@ -227,8 +231,11 @@ def created(path: Path, header: Header, lock: Path) -> AnswerFile:
 @contextmanager
 def locked(lock: Path) -> Iterator[None]:
     """The lock of a cache's folder, held alone: among threads and processes."""
+    refuse_link(lock.parent, "the folder of the teacher's answers")
     lock.parent.mkdir(parents=True, exist_ok=True)
-    descriptor = os.open(lock, os.O_RDWR | os.O_CREAT, 0o644)
+    if not is_plain_file(lock):
+        discard(lock)
+    descriptor = os.open(lock, os.O_RDWR | os.O_CREAT | NO_LINKS, 0o644)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX)
         yield
@@ -241,6 +248,8 @@ def _header(descriptor: int) -> Header | None:
     if len(start) < len(MAGIC) + 4 or not start.startswith(MAGIC):
         return None
     length = int.from_bytes(start[len(MAGIC) :], "little")
+    if length > HEADER_MOST:
+        return None
     rest = os.pread(descriptor, length + 32, len(start))
     text, digest = rest[:length], rest[length:]
     if hashlib.sha256(text).digest() != digest:

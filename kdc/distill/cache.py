@@ -10,6 +10,7 @@ import shutil
 from pathlib import Path
 
 from kdc.core.errors import FolderError
+from kdc.core.writing import NO_LINKS, is_plain_file, refuse_link, write_text
 from kdc.distill.answers import SUFFIX, AnswerFile, Header, Source, created, locked, opened
 
 SHARE = 4  # of the disk's free room and what the cache has of it, a cache takes one in so many,
@@ -86,7 +87,7 @@ class Cache:
         self._open.clear()
 
     def _files(self) -> list[Path]:
-        return [path for path in self.root.rglob(f"*{SUFFIX}") if not path.name.startswith(".")]
+        return [path for path in self.root.rglob(f"*{SUFFIX}") if not path.name.startswith(".") and is_plain_file(path)]
 
     def _make_room(self, wanted: int) -> bool:
         """Evict until `wanted` bytes more are within the limit; nothing where even all would not be enough."""
@@ -97,7 +98,7 @@ class Cache:
             for stat, path in files:
                 if over <= 0:
                     break
-                descriptor = os.open(path, os.O_RDWR)
+                descriptor = os.open(path, os.O_RDWR | NO_LINKS)
                 held.append((descriptor, path))
                 try:
                     fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -129,13 +130,13 @@ def claim(folder: Path, teacher: str, data: str) -> None:
     """
     mine = {"teacher": teacher, "data": data}
     path = folder / OWNER
+    refuse_link(folder, "--teacher-cache")
+    refuse_link(path, "in --teacher-cache,")
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with locked(folder / LOCK):
             if not path.exists():
-                partial = path.with_suffix(".part")
-                partial.write_text(json.dumps({"schema_version": 1, **mine}, indent=1) + "\n")
-                partial.replace(path)
+                write_text(path, json.dumps({"schema_version": 1, **mine}, indent=1) + "\n")
                 return
             found = json.loads(path.read_text())
     except OSError as error:

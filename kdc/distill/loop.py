@@ -11,13 +11,12 @@ from collections.abc import Sequence
 from functools import partial
 
 import torch
-from safetensors import safe_open
 from torch import nn
 
 from kdc.core.contract import Context
 from kdc.core.errors import LawError, ModelError
 from kdc.core.observe import Epoch
-from kdc.core.weights import save_weights
+from kdc.core.weights import load_checkpoint, save_checkpoint
 from kdc.distill.answers import Answers
 from kdc.distill.averaging import Average
 from kdc.distill.batch_step import BatchStep
@@ -64,11 +63,8 @@ def train(
 
 def _ended(context: Context, training: Training) -> bool:
     """Whether the last checkpoint is that of the last step."""
-    checkpoint = context.work / CHECKPOINT
-    if not checkpoint.exists():
-        return False
-    with safe_open(checkpoint, "pt") as file:
-        return int(file.metadata()["step"]) >= Drawing(context, training, CPU).steps
+    kept = load_checkpoint(context.work / CHECKPOINT)
+    return kept is not None and int(kept[1]["step"]) >= Drawing(context, training, CPU).steps
 
 
 def _teach(
@@ -198,18 +194,18 @@ class _Loop:
         tensors = {f"trained/{name}": tensor for name, tensor in self.trained.state_dict().items()}
         tensors |= {f"average/{name}": tensor for name, tensor in self.average.state.items()}
         tensors |= {f"stepper/{name}": tensor for name, tensor in self.batch_step.stepper.state()}
-        save_weights(tensors, self.checkpoint, {"step": str(self.step), "accumulate": str(self.batch_step.accumulate)})
+        told = {"step": str(self.step), "accumulate": str(self.batch_step.accumulate)}
+        save_checkpoint(tensors, self.checkpoint, told)
 
     def _load(self) -> None:
-        if not self.checkpoint.exists():
+        kept = load_checkpoint(self.checkpoint)
+        if kept is None:
             return
         tensors: dict[str, dict[str, torch.Tensor]] = {"trained": {}, "average": {}, "stepper": {}}
-        with safe_open(self.checkpoint, "pt") as file:
-            told = file.metadata()
-            self.step, self.batch_step.accumulate = int(told["step"]), int(told["accumulate"])
-            for key in file.keys():  # noqa: SIM118 - the file is no mapping
-                part, name = key.split("/", 1)
-                tensors[part][name] = file.get_tensor(key)
+        self.step, self.batch_step.accumulate = int(kept[1]["step"]), int(kept[1]["accumulate"])
+        for key, tensor in kept[0].items():
+            part, name = key.split("/", 1)
+            tensors[part][name] = tensor
         self.trained.load_state_dict(tensors["trained"])
         self.average.load(tensors["average"])
         self.batch_step.stepper.load(tensors["stepper"])

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from kdc.core.errors import ModelError
+from kdc.core.writing import refuse_link, replacing
 from kdc.distill.answers import locked
 
 Floats = np.ndarray[Any, np.dtype[np.float32]]
@@ -60,12 +61,10 @@ class Ledger:
         """
         with locked(self.path.with_suffix(".lock")):
             self.require(count)
-            partial = self.path.with_suffix(".part")
-            with partial.open("w") as file:
+            with replacing(self.path) as partial, partial.open("w") as file:
                 json.dump({"schema_version": 1, "spent": self.spent + count}, file)
                 file.flush()
                 os.fsync(file.fileno())
-            partial.replace(self.path)
 
 
 class AnswerLog:
@@ -85,6 +84,7 @@ class AnswerLog:
 
     def refresh(self) -> None:
         """Read what was appended since, here or by another process; cut off what is not whole."""
+        refuse_link(self.path, "the answers of a teacher that was asked,")
         if not self.path.exists():
             return
         with self.path.open("r+b") as file:
@@ -104,6 +104,7 @@ class AnswerLog:
 
     def append(self, keys: Sequence[bytes], answers: Floats) -> None:
         """Add answers [n, width], and see them on the disk."""
+        refuse_link(self.path, "the answers of a teacher that was asked,")
         self.path.parent.mkdir(parents=True, exist_ok=True)
         new = not self._end
         if new:

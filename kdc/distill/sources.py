@@ -9,13 +9,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
-import onnx_ir
 import torch
 from pydantic import BaseModel
 from torch import nn
 
 from kdc.core.contract import Context
-from kdc.core.errors import ModelError
+from kdc.core.errors import ModelError, TargetError
 from kdc.core.store import sha256_of
 from kdc.core.usercode import call, load_callable, source_fingerprint
 from kdc.core.weights import load_weights
@@ -24,6 +23,7 @@ from kdc.distill.predict_only import Apart, OnnxTeacher, torchscript
 from kdc.distill.several import Several
 from kdc.distill.teacher_answers import digest_of
 from kdc.distill.teacher_settings import AskedSource, BuiltSource, OnnxSource, TeacherSource, TorchScriptSource
+from targets.door.admit import admit
 
 
 def load_source(source: TeacherSource, context: Context) -> nn.Module:
@@ -68,7 +68,7 @@ def taught(context: Context, teachers: Sequence[Literal["own"] | TeacherSource])
 def files(source: TeacherSource) -> tuple[Path, ...]:
     """The files whose bytes decide its answers.
 
-    Raises: ModelError where an ONNX file, or one that its weights lie in, is not there or cannot be read.
+    Raises: ModelError where an ONNX file, or one that its weights lie in, is not admitted (`targets.door.admit`).
     """
     match source:
         case BuiltSource(weights=weights):
@@ -148,12 +148,7 @@ def _present(path: Path) -> Path:
 def _onnx_files(path: Path) -> tuple[Path, ...]:
     """The ONNX file, and those that its external weights lie in."""
     try:
-        model = onnx_ir.load(_present(path))
-    except ModelError:
-        raise
-    except Exception as error:  # protobuf's error, or what the reader meets in a file that is something else
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise ModelError(f"{path} is not an ONNX file: {reason}", do="export the teacher again") from error
-    tensors = [value.const_value for graph in model.graphs() for value in graph.initializers.values()]
-    beside = sorted({str(tensor.location) for tensor in tensors if isinstance(tensor, onnx_ir.ExternalTensor)})
-    return (path, *(_present(path.parent / location) for location in beside))
+        examined = admit(_present(path))
+    except TargetError as error:
+        raise ModelError(f"training.teachers: {error}") from error
+    return (path,) if examined is None else (path, *examined.weights)

@@ -26,6 +26,8 @@ from kdc.driver.recipe import load_recipe
 from kdc.driver.report import Report
 from kdc.driver.steps import WEIGHTS
 from passes import PASSES
+from targets.cascade import is_cascade
+from targets.door.admit import admit
 from targets.runtime import runtime_of
 
 
@@ -43,7 +45,9 @@ def check(out: Path) -> Checked:
     """
     problems = folder.damaged(out)
     if problems:
-        raise FolderError(f"{out}: " + "; ".join(problems), do="run `kdc compress` again: finished steps are kept")
+        raise FolderError(
+            f"{out}: " + "; ".join(problems), do="run `kdc compress` again with --force: finished steps are kept"
+        )
     lines = ["checksums: every file is as it was written"]
     report = Report.model_validate_json((out / REPORT).read_text())
     inputs = load(load_recipe(out / LOCK, {}, [], PASSES), Store(out / folder.PRIVATE / "store"))
@@ -70,6 +74,8 @@ def check(out: Path) -> Checked:
 
 
 def _run(path: Path, inputs: Inputs, batch: int = EVALUATION_BATCH) -> tuple[Array, Array | None]:
+    if path.suffix == ".onnx" or is_cascade(path):
+        admit(path)  # a run's folder may have come from somebody else
     file = DeviceFile(path, inputs.device.runtime)
     return run_over(runtime_of(inputs.device).load(file, inputs.device), inputs.data.test, batch=batch)
 

@@ -8,13 +8,20 @@ from pathlib import Path
 
 from kdc.core.errors import BudgetError
 from kdc.core.observe import Emit, Event
-from kdc.driver.folder import write_text
+from kdc.core.writing import discard, is_plain_file, write_text
 
 WRITE_SECONDS = 5.0
 
 
 class TimeUpError(BudgetError):
     """`compile_minutes` are over."""
+
+
+def _seconds(value: float) -> float:
+    """Raises: ValueError where it is no count of seconds."""
+    if not 0 <= float(value) < float("inf"):
+        raise ValueError(value)
+    return float(value)
 
 
 class Clock:
@@ -24,11 +31,11 @@ class Clock:
         self._path, self._recipe, self._limit = path, recipe_sha256, limit_minutes
         self._before = 0.0
         try:
-            content = json.loads(path.read_text())
+            content = json.loads(path.read_bytes()) if is_plain_file(path) else {}
             if content["recipe"] == recipe_sha256:
-                self._before = float(content["seconds"])
-        except (OSError, ValueError, KeyError):
-            pass  # the first command of this recipe
+                self._before = _seconds(content["seconds"])
+        except (OSError, ValueError, KeyError, TypeError, RecursionError):
+            discard(path)  # the first command of this recipe, or a count that was damaged
         self._began = self._written = time.monotonic()
         self.stopped = False
 

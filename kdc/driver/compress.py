@@ -14,6 +14,7 @@ from kdc.core.contract import named_seed
 from kdc.core.errors import BudgetError, ModelError
 from kdc.core.observe import Emit, Note, silent
 from kdc.core.store import Store, key_of
+from kdc.distill.sources import files, named_in
 from kdc.driver import folder
 from kdc.driver.clock import Clock, TimeUpError
 from kdc.driver.evaluate import Array
@@ -34,6 +35,7 @@ from passes import default_passes
 from passes.export.staged import PLAN, staged_files
 from targets.cascade import is_cascade
 from targets.device import load_device
+from targets.door.admit import admit
 from targets.measure import Settings, measure
 from targets.measured import Measured, Profile
 from targets.parts import renamed
@@ -56,10 +58,13 @@ def identity(recipe: Recipe) -> dict[str, str]:
     }
 
 
-def compress(recipe: Recipe, out: Path, emit: Emit = silent, kept: Kept | None = None) -> Report:
+def compress(
+    recipe: Recipe, out: Path, emit: Emit = silent, kept: Kept | None = None, *, force: bool = False
+) -> Report:
     """Run a recipe into a folder, or go on with it where an earlier command stopped.
 
-    Args: kept: where and how much of the teacher's answers; it changes no result.
+    Args: kept: where and how much of the teacher's answers; it changes no result. force: overwrite files in `out` that
+        stand in a result's place, and that kdc did not write.
     Returns: the report; `report.met` says whether every limit of the budget is met (else the nearest student is kept).
     Raises: UserError for the user's mistakes, LawError where a pass broke its contract.
     """
@@ -68,18 +73,27 @@ def compress(recipe: Recipe, out: Path, emit: Emit = silent, kept: Kept | None =
     if recipe.passes is None:
         recipe = recipe.model_copy(update={"passes": tuple(default_passes(device))})  # the lock leaves nothing open
     plan = make(recipe.passes, device)
-    folder.check(out, identity(recipe))
+    folder.check(out, identity(recipe), () if force else (STUDENT, TEACHER, REPORT, WEIGHTS, STRUCTURE, LOCK))
+    _admit_files(recipe)
     named = read(recipe)
     lock = lock_text(recipe)
     with folder.opened(out, identity(recipe)) as private:
         sha = hashlib.sha256(lock.encode()).hexdigest()
         clock = Clock(private / "clock.json", sha, recipe.budget.compile_minutes)
-        store = Store(private / "store")
+        store = Store(private / folder.STORE, emit)
         try:
             inputs = named.inputs(store, clock.watching(emit))
-            return _Run(inputs, plan, store, clock, emit, kept).into(out, lock)
+            return _Run(inputs, plan, store, clock, emit, kept).into(out, lock, force=force)
         finally:
             clock.write()
+
+
+def _admit_files(recipe: Recipe) -> None:
+    """Raises: UserError where an ONNX file that the recipe names is not admitted: now, and not when it is needed."""
+    if recipe.previous is not None:
+        admit(recipe.previous)
+    for source in named_in(recipe.passes):
+        files(source)
 
 
 class _Run:
@@ -91,7 +105,7 @@ class _Run:
         self.steps = Steps(inputs, store, clock.watching(emit), kept)
         self.lowering = Lowering(self.steps, plan)
 
-    def into(self, out: Path, lock: str) -> Report:
+    def into(self, out: Path, lock: str, *, force: bool = False) -> Report:
         for note in self.inputs.data.notes:
             self.emit(Note(note))
         check_showable(self.budget, len(self.inputs.data.validation))
@@ -113,7 +127,7 @@ class _Run:
             *(f"{students[i].label}: {missed(one)}" for i in exits for one in exits[i] if not one.met),
         )
         report = self._report(teacher, judged, verdicts, chosen, measured, routed, notes)
-        self._publish(out, lock, teacher, students[chosen], report)
+        folder.publish(out, self._results(lock, teacher, students[chosen], report), force=force)
         return report
 
     def _check_better_than_chance(self, teacher: Candidate) -> None:
@@ -320,7 +334,8 @@ class _Run:
             sha256=sha256,
         )
 
-    def _publish(self, out: Path, lock: str, teacher: Candidate, student: Candidate, report: Report) -> None:
+    def _results(self, lock: str, teacher: Candidate, student: Candidate, report: Report) -> dict[str, Path | str]:
+        """Each file of the results, by its name in --out: what to copy, or the text itself."""
         structure = {
             "schema_version": 1,
             "teacher": {"build": self.inputs.recipe.teacher.build, "arguments": self.inputs.recipe.teacher.arguments},
@@ -341,7 +356,7 @@ class _Run:
         if student.staged is not None:
             folder_name = Path(STAGED).parent
             files |= {str(folder_name / path.name): path for path in staged_files(student.staged)}
-        folder.publish(out, files)
+        return files
 
 
 def _same_files(students: Sequence[Candidate]) -> dict[int, int]:

@@ -19,6 +19,7 @@ from kdc.core.errors import DataError, ModelError
 from kdc.core.observe import Emit, Note, silent
 from kdc.core.store import Store, key_of
 from kdc.core.usercode import load_callable, source_fingerprint
+from kdc.core.writing import discard, write_text
 from kdc.distill.settings import Training
 from kdc.driver import folder
 from kdc.driver.bench_keys import libraries
@@ -59,10 +60,13 @@ def identity(recipe: Recipe) -> dict[str, str]:
     }
 
 
-def leaderboard(recipe: Recipe, options: Options, out: Path, jobs: int = 1, emit: Emit = silent) -> Leaderboard:
+def leaderboard(
+    recipe: Recipe, options: Options, out: Path, jobs: int = 1, emit: Emit = silent, *, force: bool = False
+) -> Leaderboard:
     """Train what is not stored yet, and judge.
 
-    Args: jobs: trials at once, each in a process of its own; 1: in this one.
+    Args: jobs: trials at once, each in a process of its own; 1: in this one. force: overwrite a leaderboard.json that kdc
+        did not write.
     Returns: the leaderboard, which is also written to `out`.
     Raises: UserError for the user's mistakes. A method that cannot be used with these models is none, and a fault of
         kdc's own in one method loses no other's trials: the row says why, and of a fault its `fault` shows the traceback.
@@ -73,16 +77,17 @@ def leaderboard(recipe: Recipe, options: Options, out: Path, jobs: int = 1, emit
             do="give data.load",
         )
     competing = _competing(recipe, options, emit)
-    folder.check(out, identity(recipe))
+    folder.check(out, identity(recipe), () if force else (LEADERBOARD,))
     inputs = load(recipe)
     with folder.opened(out, identity(recipe)) as private, one_thread():
         lock = private / LOCK
-        folder.write_text(lock, lock_text(recipe))
-        table = Table(inputs, Store(private / "store"), options.samples)
+        discard(lock)
+        write_text(lock, lock_text(recipe))
+        table = Table(inputs, Store(private / folder.STORE, emit), options.samples)
         for note in inputs.data.notes:
             emit(Note(note))
         made = _Run(table, options, competing, Jobs(jobs, lock, emit), emit).made()
-        folder.publish(out, {LEADERBOARD: made.model_dump_json(indent=1) + "\n"})
+        folder.publish(out, {LEADERBOARD: made.model_dump_json(indent=1) + "\n"}, force=force)
         return made
 
 

@@ -9,6 +9,7 @@ from kdc.core.errors import ModelError
 from kdc.core.spec import DeviceFile
 from kdc.driver.evaluate import Array, run_over
 from targets.device import load_device
+from targets.door.admit import admit
 from targets.runtime import Port, runtime_of
 
 ANYWHERE = "cpu-ort"  # ONNX Runtime is always there; what a release answers is a matter of its graph, not of the device
@@ -19,6 +20,7 @@ def answers_of_release(path: Path, classes: int, split: Split) -> Array:
 
     Raises: ModelError where it takes other inputs than the data have, or gives other outputs than the teacher.
     """
+    admit(path)
     device = load_device(ANYWHERE)
     engine = runtime_of(device).load(DeviceFile(path, device.runtime), device)
     own = [Port("", ("batch", *t.shape[1:]), str(t.dtype).removeprefix("torch.")) for t in split.inputs]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import time
 from collections.abc import Callable
@@ -12,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import onnx_ir
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import nn
 
@@ -20,12 +22,13 @@ from kdc.core.artifact import Artifact, Step
 from kdc.core.budget import Cost
 from kdc.core.changed import with_origins
 from kdc.core.contract import FINDINGS, Context, Fact
-from kdc.core.errors import KdcError
-from kdc.core.observe import Emit, StepFinished, StepStarted
+from kdc.core.errors import DamagedError, KdcError
+from kdc.core.observe import Emit, Note, StepFinished, StepStarted
 from kdc.core.reads import watched
 from kdc.core.spec import DeviceFile
 from kdc.core.store import KEY_DIGITS, Entry, Store, key_of
 from kdc.core.weights import save_weights
+from kdc.core.writing import discard, make_folder, read_checked, write_checked
 from kdc.distill.cache import claim
 from kdc.driver.again import Figures, Forecasts, GoOn, Recorded
 from kdc.driver.inputs import Inputs
@@ -77,15 +80,12 @@ class Steps:
         """The step's artifact, from the store or made now. `place` is its number and of how many."""
         parts = step_parts(planned.settings, previous.key, self.inputs, planned.after)
         key = key_of(parts)
-        entry = self.store.find(name, key)
-        self.emit(StepStarted(name, *place, stored=entry is not None))
-        if entry is None:
+        stored = self.stored(name, planned, previous)
+        self.emit(StepStarted(name, *place, stored=stored is not None))
+        if stored is None:
             began = time.monotonic()
-            told = Recorded(forecasts, teacher_cost)
-            context = self.context(name, key, told.forecasts, told.teacher_cost)
-            context = replace(context, again=self._again(context, told.figures))
             try:
-                artifact, step = self.make(planned, previous.artifact, context)
+                context, artifact, step = self._made(name, key, planned, previous, forecasts, teacher_cost)
             except KdcError as error:
                 self.store.fail(name, parts, error)
                 raise
@@ -97,7 +97,7 @@ class Steps:
             found = context.work / FINDINGS
             record = {
                 "step": step.model_dump(mode="json"),
-                "findings": json.loads(found.read_text()) if found.exists() else {},
+                "findings": read_checked(found) if found.exists() else {},
                 "model": next(name for name in files if name != DECISION),
                 **_graph_record(artifact.model),
             }
@@ -107,8 +107,32 @@ class Steps:
             if isinstance(artifact.model, DeviceFile):
                 artifact = _load(entry, planned, previous.artifact, self.inputs.device.runtime)
         else:
-            artifact = _load(entry, planned, previous.artifact, self.inputs.device.runtime)
+            artifact = stored.artifact
         return Made(name, artifact, key)
+
+    def _made(
+        self,
+        name: str,
+        key: str,
+        planned: Planned,
+        previous: Made,
+        forecasts: Forecasts,
+        teacher_cost: Callable[[], Cost],
+    ) -> tuple[Context, Artifact[Any], Step]:
+        """The step made now, with its context: gone on with in its work folder, or begun anew where that is damaged."""
+
+        def once() -> tuple[Context, Artifact[Any], Step]:
+            told = Recorded(forecasts, teacher_cost)
+            context = self.context(name, key, told.forecasts, told.teacher_cost)
+            context = replace(context, again=self._again(context, told.figures))
+            return context, *self.make(planned, previous.artifact, context)
+
+        try:
+            return once()
+        except DamagedError as error:
+            self.emit(Note(f"{name}: its work is damaged ({error}): the step is begun anew"))
+            discard(self.store.work(key))
+            return once()
 
     def stored(self, name: str, planned: Planned, previous: Made) -> Made | None:
         """The step as it is in the store; None where it is not there."""
@@ -116,7 +140,12 @@ class Steps:
         entry = self.store.find(name, key)
         if entry is None:
             return None
-        return Made(name, _load(entry, planned, previous.artifact, self.inputs.device.runtime), key)
+        try:
+            return Made(name, _load(entry, planned, previous.artifact, self.inputs.device.runtime), key)
+        except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
+            # It is as it was written, and yet no step of this plan; what is made anew tells whether the fault is ours.
+            self.store.drop(name, key, f"it cannot be loaded: {type(error).__name__}")
+            return None
 
     def entry_of(self, made: Made) -> Entry:
         """The stored step."""
@@ -169,18 +198,18 @@ class Steps:
         """The step made in its context's work folder: gone on with where it was begun there."""
         name, settings = context.step, planned.settings
         context, reads = watched(context, settings)
-        context.work.mkdir(parents=True, exist_ok=True)
+        make_folder(context.work)
         digest = incoming.digest()
+        if os.path.lexists(context.work / FINDINGS):
+            read_checked(context.work / FINDINGS)  # seen now, and not when hours of training have gone by
         kept = context.work / DECISION
-        if kept.exists():
-            decision = settings.decision_type.model_validate_json(kept.read_text())
+        if os.path.lexists(kept):
+            decision = settings.decision_type.model_validate_json(json.dumps(read_checked(kept)))
         else:
             # Kept before the training starts: a decision made by measuring would not come out the same again.
             decision = settings.decide(incoming, context)
             reads.check()
-            partial = kept.with_suffix(".part")
-            partial.write_text(decision.model_dump_json())
-            partial.replace(kept)
+            write_checked(kept, decision.model_dump(mode="json"))
         applied = with_origins(incoming, settings.apply(incoming, decision), settings.kind)
         if isinstance(applied.model, nn.Module):
             verify.same_structure(name, applied.model, settings.apply(incoming, decision).model)

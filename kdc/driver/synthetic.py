@@ -8,9 +8,11 @@ from torch import nn
 
 from kdc.core.artifact import Artifact
 from kdc.core.data import Split
-from kdc.core.observe import Emit
+from kdc.core.errors import DamagedError
+from kdc.core.observe import Emit, Note
 from kdc.core.store import Parts, Store, key_of
 from kdc.core.weights import save_weights
+from kdc.core.writing import discard
 from kdc.distill.synthesis.settings import Synthesis
 from kdc.distill.synthesis.synthesise import Synthetic, synthesise
 from kdc.driver.sources import digests, versions
@@ -42,7 +44,13 @@ def synthetic(
     key = key_of(parts)
     entry = store.find(STEP, key)
     if entry is None:
-        made = synthesise(teacher.model, teacher.inputs, classes, settings, seed, store.work(key), emit)
+        work = store.work(key)
+        try:
+            made = synthesise(teacher.model, teacher.inputs, classes, settings, seed, work, emit)
+        except DamagedError as error:
+            emit(Note(f"{STEP}: its work is damaged ({error}): it is begun anew"))
+            discard(work)
+            made = synthesise(teacher.model, teacher.inputs, classes, settings, seed, work, emit)
         tensors = {f"inputs/{index}": tensor for index, tensor in enumerate(made.split.inputs)}
         tensors["labels"] = made.split.labels
         entry = store.write(STEP, parts, {"notes": made.notes}, {SAMPLES: lambda path: save_weights(tensors, path)})

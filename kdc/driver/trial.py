@@ -12,7 +12,6 @@ from typing import Any, NoReturn
 import numpy as np
 import torch
 from pydantic import BaseModel, Field
-from safetensors.torch import load_file
 from torch import nn
 
 from kdc.core.artifact import Artifact
@@ -20,8 +19,9 @@ from kdc.core.budget import Budget
 from kdc.core.contract import Context, Task
 from kdc.core.data import Splits
 from kdc.core.device import Device
+from kdc.core.errors import DamagedError
 from kdc.core.observe import Event, Note
-from kdc.core.weights import save_weights
+from kdc.core.weights import load_checkpoint, save_checkpoint
 from kdc.distill.loop import train
 from kdc.distill.settings import Training
 from kdc.distill.teacher import predict
@@ -80,9 +80,14 @@ class Bench:
     def answers(self, split: str) -> np.ndarray[Any, Any]:
         """The teacher's outputs over a split, computed once."""
         path = self.cache / f"answers-{split}.safetensors"
-        if not path.exists():
-            save_weights({"outputs": predict(self.teacher.model, getattr(self.data, split))}, path)
-        answers: np.ndarray[Any, Any] = load_file(path)["outputs"].numpy()
+        try:
+            kept = load_checkpoint(path)
+        except DamagedError:
+            kept = None
+        if kept is None:
+            kept = {"outputs": predict(self.teacher.model, getattr(self.data, split))}, {}
+            save_checkpoint(kept[0], path)
+        answers: np.ndarray[Any, Any] = kept[0]["outputs"].numpy()
         return answers
 
 

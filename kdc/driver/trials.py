@@ -20,10 +20,11 @@ from pathlib import Path
 import torch
 
 from kdc.core.contract import named_seed
-from kdc.core.errors import DataError, ModelError
+from kdc.core.errors import DamagedError, DataError, ModelError
 from kdc.core.observe import Emit, Note, Progress
 from kdc.core.store import KEY_DIGITS, Entry, Parts, Store, key_of
 from kdc.core.weights import save_weights
+from kdc.core.writing import discard, make_folder
 from kdc.distill.sources import named_in, source_digest
 from kdc.driver.bench_keys import libraries, sources
 from kdc.driver.inputs import Inputs, load
@@ -69,9 +70,14 @@ class Table:
             return entry
         parts = self.parts(trial)
         work = self.store.work(key_of(parts))
-        work.mkdir(parents=True, exist_ok=True)
         try:
-            scored = run(trial, self.bench, work)
+            make_folder(work)
+            try:
+                scored = run(trial, self.bench, work)
+            except DamagedError:  # its checkpoint: it is trained anew
+                discard(work)
+                make_folder(work)
+                scored = run(trial, self.bench, work)
         except (ModelError, DataError) as error:
             return self.store.write(_step(trial), parts, {"failed": str(error)}, {})
         except BaseException as error:

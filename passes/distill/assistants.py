@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import json
+import os
 from collections.abc import Iterator
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
@@ -13,6 +13,7 @@ from kdc.core.artifact import Artifact
 from kdc.core.contract import Context
 from kdc.core.errors import ModelError
 from kdc.core.observe import Note
+from kdc.core.writing import read_checked, write_checked
 from kdc.distill.loop import train
 from kdc.distill.settings import Training
 from kdc.distill.teacher import reached, taught_by
@@ -62,8 +63,8 @@ def _tried(settings: Assistants, training: Training, teacher: Artifact[Any], gap
     the equal ratios of the sizes are ours. It trains its candidates in one network with shared weights, here each alone.
     """
     path = context.work / CHOSEN
-    if path.exists():
-        share: float = json.loads(path.read_text())["share"]
+    if os.path.lexists(path):
+        share: float = read_checked(path)["share"]
         return share
     short = training.model_copy(update={"epochs": settings.trial_epochs})
     above, size = reached(teacher.model, context), _parameters(teacher.model)
@@ -83,9 +84,7 @@ def _tried(settings: Assistants, training: Training, teacher: Artifact[Any], gap
         )
     best = max(tried, key=lambda row: (row["value"], row["share"]))
     context.find("assistants", [{**row, "chosen": row is best} for row in tried])
-    partial = path.with_suffix(".part")
-    partial.write_text(json.dumps({"share": best["share"]}))
-    partial.replace(path)
+    write_checked(path, {"share": best["share"]})
     return best["share"]
 
 

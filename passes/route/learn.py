@@ -9,13 +9,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
-from safetensors.torch import load_file
 from torch import nn
 
 from kdc.core.cascade import Cascade
 from kdc.core.contract import Context
 from kdc.core.observe import Note
-from kdc.core.weights import save_weights
+from kdc.core.weights import load_checkpoint, save_checkpoint
 from kdc.distill.feature_settings import FeatureObjective
 from kdc.distill.loop import train
 from kdc.distill.policies import policies
@@ -153,7 +152,7 @@ def keep(cascade: Cascade, path: Path) -> None:
     state = {f"{_MODEL}{name}": tensor for name, tensor in parameters_by_name(cascade.stages)}
     for head in cascade.exits:
         state |= {f"{_EXIT}{head.after}/{part}": tensor for part, tensor in head.state_dict().items()}
-    save_weights(state, path)
+    save_checkpoint(state, path)
 
 
 def restore(cascade: Cascade, state: Mapping[str, torch.Tensor]) -> list[str]:
@@ -177,7 +176,8 @@ def restore(cascade: Cascade, state: Mapping[str, torch.Tensor]) -> list[str]:
 def recover(settings: Route, cascade: Cascade, context: Context) -> Cascade:
     """The cascade with what was learned when its exits were decided; an exit that was not there then is trained now."""
     path = context.work / LEARNED
-    missing = restore(cascade, load_file(path)) if path.exists() else [str(head.after) for head in cascade.exits]
+    kept = load_checkpoint(path)
+    missing = [str(head.after) for head in cascade.exits] if kept is None else restore(cascade, kept[0])
     if missing:
         context.emit(Note(f"{context.step}: no head was learned behind {', '.join(missing)}: training now"))
         # A name of these exits' own: another decision by hand must not go on from this one's checkpoint.

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel, TypeAdapter, ValidationError
+from pydantic import BaseModel, TypeAdapter
 
 from kdc.core.budget import Cost
+from kdc.core.writing import discard, is_plain_file
 from passes.search.spaces import Student, describe, key
 
 
@@ -64,18 +66,21 @@ _LINE = TypeAdapter(list[Candidate])
 class Journal:
     """Candidates by their key, in the order they were met.
 
-    What is learned together is one line at the end of the file, so that a kill leaves all of it or nothing.
+    What is learned together is one line at the end of the file, with its SHA-256 before it, so that a kill leaves all of
+    it or nothing, and what was damaged, with all that followed, is learned again.
     """
 
     def __init__(self, path: Path) -> None:
         self._path = path
         self._known: dict[str, Candidate] = {}
         whole = 0
+        if not is_plain_file(path):
+            discard(path)
         for line in _lines(path):
-            try:
-                together = _LINE.validate_json(line)
-            except ValidationError:
-                break  # the line that a kill cut off
+            digest, _, text = line.removesuffix(b"\n").partition(b" ")
+            if digest != _digest(text):
+                break  # the line that a kill cut off, or one that was damaged
+            together = _LINE.validate_json(text)
             self._known.update((candidate.key, candidate) for candidate in together)
             whole += len(line)
         if path.exists():
@@ -88,7 +93,8 @@ class Journal:
     def put(self, *candidates: Candidate) -> None:
         """Write down what is now known of these candidates."""
         with self._path.open("ab") as file:
-            file.write(_LINE.dump_json(list(candidates)) + b"\n")
+            text = _LINE.dump_json(list(candidates))
+            file.write(_digest(text) + b" " + text + b"\n")
         self._known.update((candidate.key, candidate) for candidate in candidates)
 
     def all(self) -> list[Candidate]:
@@ -118,6 +124,10 @@ def front(candidates: list[Candidate]) -> set[str]:
         )
 
     return {candidate.key for candidate in judged if not beaten(candidate)}
+
+
+def _digest(text: bytes) -> bytes:
+    return hashlib.sha256(text).hexdigest().encode()
 
 
 def _lines(path: Path) -> Iterator[bytes]:

@@ -8,13 +8,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from safetensors.torch import load_file
 from torch import nn
 
 from kdc.core.contract import Context
-from kdc.core.errors import ModelError
+from kdc.core.errors import DamagedError, ModelError
 from kdc.core.observe import Note
-from kdc.core.weights import save_weights
+from kdc.core.weights import load_checkpoint, save_checkpoint
 from kdc.distill.loop import train
 from kdc.distill.settings import Training
 from kdc.distill.teacher import points, predict
@@ -52,16 +51,17 @@ def judge(
         round_ += 1
     (winner,) = alive
     weights = context.work / f"{winner.key}.safetensors"
-    if weights.exists():
-        save_weights(load_file(weights), context.work / WINNER)
+    kept = load_checkpoint(weights)
+    if kept is not None:
+        save_checkpoint(kept[0], context.work / WINNER)
     return winner
 
 
 def trained(model: nn.Module, context: Context, training: Training) -> nn.Module:
     """The student trained to its end, from where its short distillation left it if its weights are here."""
-    weights = context.work / WINNER
-    if weights.exists():
-        state = load_file(weights)
+    kept = load_checkpoint(context.work / WINNER)
+    if kept is not None:
+        state = kept[0]
         own = model.state_dict()
         # The decision may have been edited since: another structure starts from its first weights.
         if {n: t.shape for n, t in state.items()} == {n: t.shape for n, t in own.items()}:
@@ -79,7 +79,10 @@ def _distilled(
     weights = context.work / f"{candidate.key}.safetensors"
     model = members.build(candidate.student)
     if round_ > 0:
-        model.load_state_dict(load_file(weights))
+        kept = load_checkpoint(weights)
+        if kept is None:
+            raise DamagedError(f"{weights.name} is missing")
+        model.load_state_dict(kept[0])
     training = settings.training.model_copy(update={"epochs": settings.epochs * 2**round_})
     context.emit(Note(f"{context.step}: distilling {describe(candidate.student)}"))
     try:
@@ -88,7 +91,7 @@ def _distilled(
         return _noted(journal, candidate.model_copy(update={"failure": str(error).splitlines()[0]}))
     split = context.data.validation
     found = points(predict(model, split), split, context)
-    save_weights(model.state_dict(), weights)
+    save_checkpoint(model.state_dict(), weights)
     return _noted(journal, candidate.model_copy(update={"points": (*candidate.points, found)}))
 
 

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from kdc.core.errors import TargetError
-from targets.cascade import is_cascade, stage_files
+from targets.door.admit import admit
 from targets.door.examine import ask_for_shapes, examine
 from targets.door.shapes import Shape, fix_shapes
 
@@ -30,14 +30,10 @@ def entered(
     with tempfile.TemporaryDirectory(prefix="kdc-shapes-") as folder:
         found = []
         for index, path in enumerate(paths):
-            if is_cascade(path):
-                for stage in stage_files(path)[1:]:
-                    examine(stage)
-                found.append(path)
-            elif path.suffix.lower() in _OTHERS:
+            examined = None if path.suffix.lower() in _OTHERS else admit(path)
+            if examined is None:
                 found.append(path)
             else:
-                examined = examine(path)
                 place = Path(folder) / str(index)
                 place.mkdir()
                 fixed = fix_shapes(examined, path, shapes, place)

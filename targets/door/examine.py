@@ -4,7 +4,7 @@ The graph is read, the weights beside it are not: of them only places and sizes 
 still be refused by a runtime; a file that is turned away could not have run, or asks to read what is not its own.
 
 In this order: the file itself; its operator sets; its inputs and outputs; where its values come from (missing, made
-twice, in a circle); its operators; its weights, where they lie and how long they are.
+twice, in a circle); its weights, where they lie and how long they are; its operators.
 """
 
 from __future__ import annotations
@@ -51,18 +51,19 @@ def examine(path: Path, *, domains: Collection[str] = RUNTIME_DOMAINS) -> Examin
 
     Raises: TargetError with what is wrong, where, and what to do.
     """
-    model = _read(path)
+    model = read_model(path)
     versions = _versions(model, path)
     inputs = _inputs(model.graph, path)
     if not model.graph.output:
         raise TargetError(f"{path}: the graph has no output", do="export the model again: it must give something")
     check_flow(model.graph, frozenset(), path)
+    weights = check_weights(model, path)  # before the checker of operators, which looks for them in its own way
     functions = {(function.domain, function.name): function for function in model.functions}
     check_operators(list(nodes(model.graph.node)), versions, functions.keys(), domains, path)
     for function in model.functions:
         own = {standard(entry.domain): entry.version for entry in function.opset_import}
         check_operators(list(nodes(function.node)), own, functions.keys(), domains, path)
-    return Examined(model, inputs, check_weights(model, path))
+    return Examined(model, inputs, weights)
 
 
 def unknown_sizes(inputs: Iterable[Port]) -> list[Port]:
@@ -92,7 +93,11 @@ def _example(port: Port) -> str:
     return ",".join(str(own if isinstance(own, int) else size) for own, size in zip(port.shape, sizes, strict=True))
 
 
-def _read(path: Path) -> ModelProto:
+def read_model(path: Path) -> ModelProto:
+    """An ONNX file's graph, without the weights beside it.
+
+    Raises: TargetError where it is no whole ONNX file.
+    """
     if not path.exists():
         raise TargetError(f"{path}: there is no such file", do="check the path")
     if not path.is_file():

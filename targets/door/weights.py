@@ -10,7 +10,9 @@ import onnx
 from onnx import AttributeProto, GraphProto, ModelProto, NodeProto, TensorProto
 
 from kdc.core.errors import TargetError
-from targets.door.walk import subgraphs
+
+MEMORY = "*/_ORT_MEM_ADDR_/*"  # ONNX Runtime takes it for an address in the process's own memory
+DIGITS = 19  # of an offset or a length: more than any file has bytes
 
 
 def check_weights(model: ModelProto, path: Path) -> tuple[Path, ...]:
@@ -34,8 +36,12 @@ def check_weights(model: ModelProto, path: Path) -> tuple[Path, ...]:
 
 def _tensors(model: ModelProto) -> Iterator[TensorProto]:
     yield from _graph_tensors(model.graph)
+    for training in model.training_info:
+        yield from _graph_tensors(training.initialization)
+        yield from _graph_tensors(training.algorithm)
     for function in model.functions:
         yield from _node_tensors(function.node)
+        yield from _attribute_tensors(function.attribute_proto)
 
 
 def _graph_tensors(graph: GraphProto) -> Iterator[TensorProto]:
@@ -47,21 +53,37 @@ def _graph_tensors(graph: GraphProto) -> Iterator[TensorProto]:
 
 def _node_tensors(nodes: Iterable[NodeProto]) -> Iterator[TensorProto]:
     for node in nodes:
-        for attribute in node.attribute:
-            if attribute.type == AttributeProto.TENSOR:
-                yield attribute.t
-            yield from attribute.tensors
-        for graph in subgraphs(node):
+        yield from _attribute_tensors(node.attribute)
+
+
+def _attribute_tensors(attributes: Iterable[AttributeProto]) -> Iterator[TensorProto]:
+    """By what is there, and not by the attribute's type: readers differ in which of the two they go by."""
+    for attribute in attributes:
+        if attribute.HasField("t"):
+            yield attribute.t
+        yield from attribute.tensors
+        if attribute.HasField("sparse_tensor"):
+            yield from (attribute.sparse_tensor.values, attribute.sparse_tensor.indices)
+        for sparse in attribute.sparse_tensors:
+            yield from (sparse.values, sparse.indices)
+        if attribute.HasField("g"):
+            yield from _graph_tensors(attribute.g)
+        for graph in attribute.graphs:
             yield from _graph_tensors(graph)
 
 
 def _external(tensor: TensorProto, path: Path) -> tuple[Path, int]:
     """The file that a weight lies in, and the byte behind its last one."""
     entries = {entry.key: entry.value for entry in tensor.external_data}
+    if len(entries) != len(tensor.external_data):
+        raise TargetError(
+            f"{path}: the place of the weight {tensor.name!r} is told twice, and readers differ in which they take",
+            do="export the model again",
+        )
     location = entries.get("location", "")
     file = _inside(location, tensor.name, path)
     numbers = {key: entries.get(key, "0") for key in ("offset", "length")}
-    if not all(value.isascii() and value.isdigit() for value in numbers.values()):
+    if not all(value.isascii() and value.isdigit() and len(value) <= DIGITS for value in numbers.values()):
         raise TargetError(
             f"{path}: the place of the weight {tensor.name!r} cannot be read: offset {numbers['offset']!r}, length"
             f" {numbers['length']!r}",
@@ -88,23 +110,44 @@ def _inside(location: str, name: str, path: Path) -> Path:
     refused = None
     if not location or "\0" in location:
         refused = f"names no file: {location!r}"
+    elif location.startswith(MEMORY):
+        refused = "is an address in memory, and no file"
     elif PurePosixPath(location).is_absolute() or windows.drive or windows.root:
         refused = f"is an absolute path, {location!r}"
     elif ".." in parts or ".." in windows.parts:
         refused = f"is outside the file's folder: {location!r}"
+    elif "\\" in location or not location.isprintable():
+        refused = f"is written with characters that systems read differently: {location!r}"
     else:
         at = path.parent
         for part in parts:
             at /= part
-            if at.is_symlink():
+            if _is_link(at):
                 refused = f"leads through a symbolic link: {location!r}"
                 break
+        if refused is None and parts and _same(at, path):
+            refused = f"is the .onnx file itself: {location!r}"
     if refused is not None:
         raise TargetError(
             f"{path}: the place of the weight {name!r} {refused}; it was not read",
             do="put the weights' file beside the .onnx file, as a plain file, and name it there",
         )
     return path.parent / Path(*parts)
+
+
+def _is_link(path: Path) -> bool:
+    """Whether a symbolic link stands there; a name that is too long for any file is none."""
+    try:
+        return path.is_symlink()
+    except OSError:
+        return False
+
+
+def _same(one: Path, other: Path) -> bool:
+    try:
+        return one.samefile(other)
+    except OSError:
+        return False
 
 
 def _length(file: Path, name: str, path: Path) -> int:

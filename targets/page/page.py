@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,6 +14,7 @@ from targets.nodes import NodeProfile
 from targets.page.charts import TAIL, bars, distribution, roofline, series
 from targets.page.svg import text
 
+GENERATOR = '<meta name="generator" content="kdc"/>'  # a page that has it may be overwritten
 # Nothing may be fetched, whatever the page's text says.
 _POLICY = "default-src 'none'; style-src 'unsafe-inline'"
 
@@ -113,11 +115,18 @@ def render(
     return document(title, f"timed on {target}", figures.verdict(comparison), cards)
 
 
+def is_page(path: Path) -> bool:
+    """Whether a file is a page that was written here."""
+    with path.open("rb") as file:
+        return GENERATOR.encode() in file.read(4096)
+
+
 def document(title: str, where: str, verdict: str, cards: Sequence[str]) -> str:
     """The whole page of these cards, as text."""
     return (
         '<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8"/>'
         f'<meta http-equiv="Content-Security-Policy" content="{_POLICY}"/>'
+        f"{GENERATOR}"
         '<meta name="viewport" content="width=device-width, initial-scale=1"/>'
         f"<title>{text(title)}</title><style>{_STYLE}</style></head><body><main>"
         f'<h1>{text(title)}</h1><p class="soft">{text(where)}</p><p class="verdict">{text(verdict)}</p>'

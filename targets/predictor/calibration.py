@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import platform
 from pathlib import Path
@@ -10,6 +11,7 @@ from pydantic import BaseModel, ValidationError
 
 from kdc.core.device import Device
 from kdc.core.errors import TargetError
+from kdc.core.writing import write_text
 from targets.predictor.table import Table
 from targets.roofline import Peaks
 from targets.runtime import running
@@ -101,15 +103,19 @@ def default_path(device: Device) -> Path:
 
 def save(calibration: Calibration, path: Path) -> None:
     """Write it whole or not at all: an interruption leaves what was there."""
-    part = path.with_name(f"{path.name}.{os.getpid()}.part")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        part.write_text(calibration.model_dump_json(), encoding="utf-8")
-        part.replace(path)
+        write_text(path, calibration.model_dump_json())
     except OSError as error:
         raise TargetError(f"{path}: cannot be written: {error.strerror}", do="give another path by --out") from error
-    finally:
-        part.unlink(missing_ok=True)
+
+
+def is_calibration(path: Path) -> bool:
+    """Whether a file is a calibration of any version."""
+    try:
+        return bool({"format", "machine", "table"} <= json.loads(path.read_bytes()).keys())
+    except (ValueError, AttributeError):
+        return False
 
 
 def known_peaks(device: Device) -> Peaks | None:

@@ -9,7 +9,7 @@ program with its options where `adb` alone will not do.
 from __future__ import annotations
 
 import os
-import secrets
+import re
 import shlex
 import shutil
 import subprocess
@@ -40,13 +40,16 @@ def connect(address: Address, agent: bytes) -> Line:
     if shutil.which(program[0]) is None:
         raise TargetError(f"there is no program {program[0]!r}", do="install Android's platform tools (package adb)")
     adb = [*program, "-s", address.host]
-    own = f"{FOLDER}/kdc/agent-{secrets.token_hex(6)}"
-    with tempfile.TemporaryDirectory(prefix="kdc-agent-") as here:
-        packed = Path(here) / "agent.pyz"
-        packed.write_bytes(agent)
-        _must(address, [*adb, "push", str(packed), f"{own}/agent.pyz"])
+    # Made there, so that nobody else can have made it before.
+    own = _must(address, [*adb, "shell", "-T", f"umask 077; mktemp -d {FOLDER}/kdc-agent-XXXXXXXXXX"]).strip()
+    if not re.fullmatch(re.escape(FOLDER) + r"/kdc-agent-\w+", own):
+        raise TargetError(f"{address}: the device made no folder: {own[:200]!r}", do="see `adb shell mktemp -d`")
     start = f"exec {shlex.quote(address.python)} {own}/agent.pyz serve"
     try:
+        with tempfile.TemporaryDirectory(prefix="kdc-agent-") as here:
+            packed = Path(here) / "agent.pyz"
+            packed.write_bytes(agent)
+            _must(address, [*adb, "push", str(packed), f"{own}/agent.pyz"])
         return Line([*adb, "shell", "-T", start], b"", lambda ended: explain(address, ended))
     except TargetError:  # nobody is there to remove what was pushed
         subprocess.run(
@@ -59,7 +62,8 @@ def connect(address: Address, agent: bytes) -> Line:
         raise
 
 
-def _must(address: Address, command: list[str]) -> None:
+def _must(address: Address, command: list[str]) -> str:
+    """What the command printed."""
     try:
         done = subprocess.run(
             command, capture_output=True, check=False, stdin=subprocess.DEVNULL, timeout=PUSH_SECONDS, text=True
@@ -70,6 +74,7 @@ def _must(address: Address, command: list[str]) -> None:
         ) from error
     if done.returncode != 0:
         raise explain(address, Ended(done.returncode, (done.stderr + done.stdout).strip(), greeted=False))
+    return done.stdout
 
 
 def explain(address: Address, ended: Ended) -> TargetError:

@@ -20,6 +20,7 @@ import queue
 import select
 import shutil
 import signal
+import stat
 import subprocess
 import sys
 import tempfile
@@ -44,8 +45,8 @@ MARK = b"KDC-AGENT "
 CHUNK = 2**20
 STALE_SECONDS = 60.0  # a younger folder may be of an agent that has not locked it yet
 SILENCE_SECONDS = 60.0  # until the other side says another number
-LOCK_FOLDERS = ("/tmp", "/data/local/tmp")  # the first that is there: the same for all users of the device
-LOCK = "kdc-device.lock"
+LOCK_FOLDERS = ("/tmp", "/data/local/tmp")  # the first that can be written to: the same for all of a user's agents
+LOCK = "device.lock"
 _SIGNALS = (signal.SIGTERM, signal.SIGHUP)
 
 Message = dict[str, Any]
@@ -186,13 +187,12 @@ class Agent:
     def _take_device(self, who: str, wait: float) -> None:
         """Keep other agents off the device as long as this process lives, whatever way it ends."""
         path = lock_path()
-        # Without O_CREAT first: in a folder that all may write to, Linux refuses it for another user's file.
         try:
-            lock = os.open(path, os.O_RDWR | os.O_NOFOLLOW)
-        except FileNotFoundError:
-            lock = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666)
-            with contextlib.suppress(OSError):
-                os.fchmod(lock, 0o666)
+            lock = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o600)
+        except OSError as error:
+            raise TargetError(
+                f"the device's lock {path} cannot be opened: {error.strerror}", do="remove it there; it must be no link"
+            ) from error
         end = time.monotonic() + wait
         while True:
             try:
@@ -209,11 +209,12 @@ class Agent:
 
     def _remove_stale(self) -> None:
         """Folders of agents that were killed before they could remove them."""
-        for other in self.folder.parent.glob("agent-*"):
+        for other in self.folder.parent.glob(f"{self.folder.name.partition('agent-')[0]}agent-*"):
             with contextlib.suppress(OSError):
-                if other == self.folder or time.time() - other.stat().st_mtime < STALE_SECONDS:
+                found = other.lstat()
+                if other == self.folder or found.st_uid != os.geteuid() or time.time() - found.st_mtime < STALE_SECONDS:
                     continue
-                held = os.open(other, os.O_RDONLY)
+                held = os.open(other, os.O_RDONLY | os.O_NOFOLLOW | os.O_DIRECTORY)
                 try:
                     fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
                     shutil.rmtree(other, ignore_errors=True)
@@ -237,9 +238,24 @@ class Agent:
 
 
 def lock_path() -> str:
-    """The file whose lock is the device: one for all its users, or what KDC_DEVICE_LOCK names there."""
-    folder = next((one for one in LOCK_FOLDERS if os.access(one, os.W_OK)), tempfile.gettempdir())
-    return os.environ.get("KDC_DEVICE_LOCK") or f"{folder}/{LOCK}"
+    """The file whose lock is the device: one for each of its users, or what KDC_DEVICE_LOCK names there.
+
+    Raises: TargetError where the user's folder for it is somebody else's.
+    """
+    named = os.environ.get("KDC_DEVICE_LOCK")
+    if named:
+        return named
+    base = next((one for one in LOCK_FOLDERS if os.access(one, os.W_OK)), tempfile.gettempdir())
+    folder = f"{base}/kdc-{os.geteuid()}"
+    with contextlib.suppress(FileExistsError):
+        Path(folder).mkdir(0o700)
+    found = os.lstat(folder)
+    if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.geteuid() or found.st_mode & 0o077:
+        raise TargetError(
+            f"the device's {folder} is not a folder of this user's alone",
+            do="remove it there, or name another file for the lock in the device's environment: KDC_DEVICE_LOCK",
+        )
+    return f"{folder}/{LOCK}"
 
 
 class _Stream:

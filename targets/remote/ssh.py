@@ -28,7 +28,7 @@ _NOT_FOUND = (126, 127)  # the shell's, where there is no such program, or it ca
 
 # Run by the device's Python before anything of ours is there: takes the agent's bytes, and becomes it.
 _BOOT = """\
-import os, sys
+import os, stat, sys
 size, data = int(sys.argv[1]), b""
 while len(data) < size:
     part = os.read(0, min(size - len(data), 65536))
@@ -37,9 +37,15 @@ while len(data) < size:
     data += part
 bases = [os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache"), os.environ.get("TMPDIR"), "/tmp"]
 for base in filter(None, bases):
-    folder = os.path.join(base, "kdc", "agent-%d-%s" % (os.getpid(), os.urandom(4).hex()))
+    own = os.path.join(base, "kdc-%d" % os.geteuid())
+    folder = os.path.join(own, "agent-%d-%s" % (os.getpid(), os.urandom(8).hex()))
     try:
-        os.makedirs(os.path.dirname(folder), 0o700, exist_ok=True)
+        os.makedirs(base, 0o700, exist_ok=True)
+        if not os.path.lexists(own):
+            os.mkdir(own, 0o700)
+        found = os.lstat(own)
+        if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.geteuid() or found.st_mode & 0o077:
+            raise OSError("%s is not a folder of this user's alone" % own)
         os.mkdir(folder, 0o700)
         break
     except OSError as error:
@@ -47,7 +53,7 @@ for base in filter(None, bases):
 else:
     sys.exit("no folder that can be written to")
 agent = os.path.join(folder, "agent.pyz")
-with open(agent, "wb") as file:
+with open(agent, "xb") as file:
     file.write(data)
 os.execv(sys.executable, [sys.executable, agent, "serve"])
 """

@@ -268,3 +268,46 @@ def test_a_folder_that_may_not_be_written_says_what_to_do(small_context, monkeyp
     with TeacherAnswers(small_context) as answers, pytest.raises(FolderError, match="Permission denied") as raised:
         answers.of(seen("0", 1))
     assert "--teacher-cache" in str(raised.value)
+
+
+@pytest.mark.parametrize("place", ["", "teacher.json"])
+def test_a_shared_folder_that_is_a_link_is_refused(tmp_path, place):
+    mine, shared = tmp_path / "mine", tmp_path / "shared"
+    mine.mkdir()
+    (shared / place).parent.mkdir(exist_ok=True)
+    (shared / place).symlink_to(mine / "new" if place else mine)
+    with pytest.raises(FolderError, match="symbolic link"):
+        claim(shared, "teacher-a", "data-a")
+    assert list(mine.iterdir()) == []
+
+
+@pytest.mark.parametrize("stand", ["link", "dangling link", "folder", "pipe", "a length of gigabytes"])
+def test_what_stands_in_a_views_place_is_removed_and_the_view_computed(tmp_path, stand):
+    mine = tmp_path / "mine"
+    mine.write_text("mine")
+    path = tmp_path / "cache" / source(0).name()
+    path.parent.mkdir()
+    match stand:
+        case "link":
+            path.symlink_to(mine)
+        case "dangling link":
+            path.symlink_to(tmp_path / "nothing")
+        case "folder":
+            path.mkdir()
+        case "pipe":
+            os.mkfifo(path)
+        case _:
+            path.write_bytes(b"kdc-ans\x01" + b"\xff" * 4 + b"x" * 100)
+    cache = Cache(tmp_path / "cache", 10 * SIZE)
+    assert cache.find(path, source(0)) is None
+    assert not os.path.lexists(path)
+    cache.close()
+    assert mine.read_text() == "mine"
+    assert not (tmp_path / "nothing").exists()
+
+
+def test_a_lock_that_is_a_link_is_not_followed(tmp_path):
+    (tmp_path / "cache").mkdir()
+    (tmp_path / "cache" / "cache.lock").symlink_to(tmp_path / "nothing")
+    Cache(tmp_path / "cache", 10 * SIZE).find(tmp_path / "cache" / "x.answers", source(0))
+    assert not (tmp_path / "nothing").exists()

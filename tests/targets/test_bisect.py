@@ -121,5 +121,5 @@ def test_the_command_prints_what_was_found(chain, tmp_path):
     shown = CliRunner().invoke(app, ["verify", str(chain), "--bisect"], catch_exceptions=False).stdout
     assert "no node differs by itself, of 6 that were checked" in shown
     (tmp_path / "text.onnx").write_text("hello, I am no model")
-    with pytest.raises(TargetError, match=r"text\.onnx: is not an ONNX file"):
+    with pytest.raises(TargetError, match=r"text\.onnx: is no whole ONNX file"):
         CliRunner().invoke(app, ["verify", str(tmp_path / "text.onnx"), "--bisect"], catch_exceptions=False)

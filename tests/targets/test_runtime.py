@@ -43,7 +43,7 @@ def test_building_where_the_file_lies_leaves_it(device, linear, tmp_path):
 def test_weights_that_are_missing_are_named(device, linear):
     file, _ = linear(external=True)
     (file.path.parent / "linear.onnx.data").unlink()
-    with pytest.raises(TargetError, match=r"linear\.onnx\.data: there is no such file"):
+    with pytest.raises(TargetError, match=r"linear\.onnx\.data, which is not there"):
         runtime_of(device).files(file)
 
 
@@ -71,7 +71,7 @@ def test_a_file_that_is_no_model_is_named(device, tmp_path):
     path.write_text("hello, I am no model")
     with pytest.raises(TargetError, match=r"text\.onnx: onnxruntime cannot load it"):
         runtime_of(device).load(DeviceFile(path, "onnxruntime"), device)
-    with pytest.raises(TargetError, match=r"text\.onnx: is not an ONNX file"):
+    with pytest.raises(TargetError, match=r"text\.onnx: is no whole ONNX file"):
         runtime_of(device).files(DeviceFile(path, "onnxruntime"))
 
 

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from safetensors.torch import load_file
 from torch import nn
 
 from kdc.core.contract import named_seed
@@ -16,7 +15,7 @@ from kdc.core.data import Split
 from kdc.core.errors import ModelError
 from kdc.core.observe import Emit, Progress
 from kdc.core.spec import TensorSpec
-from kdc.core.weights import save_weights
+from kdc.core.weights import load_checkpoint, save_checkpoint
 from kdc.distill.synthesis.domain import Domain, domains_of
 from kdc.distill.synthesis.generator import drawn, train_generator
 from kdc.distill.synthesis.inversion import invert
@@ -95,15 +94,15 @@ def _inverted(
     parts: list[tuple[torch.Tensor, ...]] = []
     for number, classes in enumerate(asked):
         path = None if work is None else work / f"inverted-{number}.safetensors"
-        if path is not None and path.exists():
-            stored = load_file(path)
-            parts.append(tuple(stored[str(index)] for index in range(len(domains))))
+        kept = None if path is None else load_checkpoint(path)
+        if kept is not None:
+            parts.append(tuple(kept[0][str(index)] for index in range(len(domains))))
             report(settings.steps)
             continue
         draws = torch.Generator().manual_seed(named_seed(seed, "synthesis", "inversion", number))
         part = invert(teacher, domains, classes, settings, draws, lambda: report(1))
         if path is not None:
-            save_weights({str(index): tensor for index, tensor in enumerate(part)}, path)
+            save_checkpoint({str(index): tensor for index, tensor in enumerate(part)}, path)
         parts.append(part)
     return parts
 

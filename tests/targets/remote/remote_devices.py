@@ -115,4 +115,4 @@ def until(holds, seconds=30.0) -> bool:
 
 
 def folders_in(cache: Path) -> list[Path]:
-    return sorted((cache / "kdc").glob("agent-*"))
+    return sorted([*cache.glob("kdc-*/agent-*"), *cache.glob("kdc-agent-*")])

@@ -37,6 +37,7 @@ def phone(tmp_path, monkeypatch, device, python):
     program.write_text(FAKE.format(python=sys.executable, log=str(log)))
     program.chmod(0o755)
     monkeypatch.setenv("KDC_ADB", str(program))
+    (tmp_path / "phone").mkdir()
     monkeypatch.setattr(adb, "FOLDER", str(tmp_path / "phone"))
     here = device.model_copy(update={"address": f"adb://R58M123?python={python}"})
     return here, lambda: [json.loads(line) for line in log.read_text().splitlines()]
@@ -47,7 +48,8 @@ def test_a_file_is_measured_by_way_of_adb_and_nothing_is_left(phone, linear, tmp
     found = compare(linear()[0], None, there, settings=SHORT)
     assert len(found.samples_ns[0]) == 3
     assert found.environment["device"] == "adb://R58M123"
-    push, shell = calls()
+    made, push, shell = calls()
+    assert "mktemp -d" in made[4]
     assert push[:3] == ["-s", "R58M123", "push"]
     assert push[-1].endswith("/agent.pyz")
     assert shell[:4] == ["-s", "R58M123", "shell", "-T"]

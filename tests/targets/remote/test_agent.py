@@ -208,9 +208,44 @@ def test_a_login_that_prints_something_disturbs_nothing(start, tmp_path, python)
     assert "ok" in start(python=loud).hello
 
 
-def test_all_users_of_a_device_have_one_lock(monkeypatch):
+@pytest.fixture
+def base(tmp_path, monkeypatch):
     monkeypatch.delenv("KDC_DEVICE_LOCK")
-    assert lock_path() == "/tmp/kdc-device.lock"
+    monkeypatch.setattr("targets.remote.agent.LOCK_FOLDERS", (str(tmp_path),))
+    return tmp_path
+
+
+def test_each_user_of_a_device_has_a_lock_in_a_folder_of_their_own(base):
+    assert lock_path() == lock_path() == f"{base}/kdc-{os.geteuid()}/device.lock"
+    assert (base / f"kdc-{os.geteuid()}").stat().st_mode & 0o777 == 0o700
+
+
+@pytest.mark.parametrize("kind", ["link", "file", "open to others", "dangling link"])
+def test_a_folder_for_the_lock_that_may_be_somebody_elses_is_refused(base, kind):
+    folder = base / f"kdc-{os.geteuid()}"
+    (base / "elsewhere").mkdir(mode=0o700)
+    match kind:
+        case "link":
+            folder.symlink_to(base / "elsewhere")
+        case "dangling link":
+            folder.symlink_to(base / "nowhere")
+        case "file":
+            folder.write_text("")
+        case _:
+            folder.mkdir()
+            folder.chmod(0o777)
+    with pytest.raises(TargetError, match="not a folder of this user's alone"):
+        lock_path()
+    assert list((base / "elsewhere").iterdir()) == []
+
+
+def test_a_lock_that_is_a_link_is_not_opened(start, tmp_path, monkeypatch):
+    (tmp_path / "mine").write_text("mine")
+    monkeypatch.setenv("KDC_DEVICE_LOCK", str(tmp_path / "linked"))
+    (tmp_path / "linked").symlink_to(tmp_path / "mine")
+    with pytest.raises(TargetError, match="linked cannot be opened"):
+        start()
+    assert (tmp_path / "mine").read_text() == "mine"
 
 
 def test_the_lock_holds_no_name_when_nobody_has_the_device(start):
