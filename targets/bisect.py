@@ -13,7 +13,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
@@ -22,6 +21,7 @@ from onnx.reference import ReferenceEvaluator
 
 from kdc.core.device import Device
 from kdc.core.errors import TargetError
+from kdc.core.scratch import scratch_folder
 from targets.runtime import Array, feeds, first_line, must_exist, running
 
 TOLERANCE = 1e-4
@@ -77,9 +77,9 @@ def bisect(
     except Exception as unread:  # protobuf's
         raise TargetError(f"{path}: is not an ONNX file: {first_line(unread)}") from unread
     whole = _reference(model)
-    with TemporaryDirectory(prefix="kdc-bisect-") as folder:
-        given, answers = _run(model, Path(folder) / "whole", device, samples, seed)
-        _, values = _run(_exposed(model), Path(folder) / "exposed", device, list(given.values()), seed)
+    with scratch_folder("bisect") as folder:
+        given, answers = _run(model, folder / "whole", device, samples, seed)
+        _, values = _run(_exposed(model), folder / "exposed", device, list(given.values()), seed)
     off_by = 0.0
     if whole is not None:
         names = [output.name for output in model.graph.output]

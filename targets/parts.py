@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import hashlib
-from functools import cache
 from pathlib import Path
-from tempfile import TemporaryDirectory, mkdtemp
 
 from kdc.core.device import Device
+from kdc.core.scratch import lasting_folder
 from kdc.core.spec import DeviceFile
 from targets.runtime import Runtime, running
 
@@ -71,9 +70,4 @@ def ready(path: Path, device: Device) -> DeviceFile:
     runtime = running(device)
     if path.suffix != ".onnx" or runtime.suffix == ".onnx":
         return DeviceFile(path, device.runtime)
-    return runtime.build(path, Path(mkdtemp(dir=_scratch().name)), device)
-
-
-@cache
-def _scratch() -> TemporaryDirectory[str]:
-    return TemporaryDirectory(prefix="kdc-ready-")
+    return runtime.build(path, lasting_folder("ready"), device)

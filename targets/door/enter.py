@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import contextlib
-import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from kdc.core.errors import TargetError
+from kdc.core.scratch import scratch_folder
 from targets.cascade import is_cascade, stage_files
 from targets.door.examine import ask_for_shapes, examine
 from targets.door.shapes import Shape, fix_shapes
@@ -27,7 +27,7 @@ def entered(
     raised while the files are measured, with the files given in place of their copies.
     """
     shapes = shapes or {}
-    with tempfile.TemporaryDirectory(prefix="kdc-shapes-") as folder:
+    with scratch_folder("shapes") as folder:
         found = []
         for index, path in enumerate(paths):
             if is_cascade(path):
@@ -38,7 +38,7 @@ def entered(
                 found.append(path)
             else:
                 examined = examine(path)
-                place = Path(folder) / str(index)
+                place = folder / str(index)
                 place.mkdir()
                 fixed = fix_shapes(examined, path, shapes, place)
                 if not real_inputs:

@@ -13,10 +13,9 @@ import secrets
 import shlex
 import shutil
 import subprocess
-import tempfile
-from pathlib import Path
 
 from kdc.core.errors import TargetError
+from kdc.core.scratch import scratch_folder
 from targets.remote.address import Address
 from targets.remote.line import Ended, Line
 
@@ -41,8 +40,8 @@ def connect(address: Address, agent: bytes) -> Line:
         raise TargetError(f"there is no program {program[0]!r}", do="install Android's platform tools (package adb)")
     adb = [*program, "-s", address.host]
     own = f"{FOLDER}/kdc/agent-{secrets.token_hex(6)}"
-    with tempfile.TemporaryDirectory(prefix="kdc-agent-") as here:
-        packed = Path(here) / "agent.pyz"
+    with scratch_folder("agent") as here:
+        packed = here / "agent.pyz"
         packed.write_bytes(agent)
         _must(address, [*adb, "push", str(packed), f"{own}/agent.pyz"])
     start = f"exec {shlex.quote(address.python)} {own}/agent.pyz serve"
