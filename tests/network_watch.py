@@ -30,7 +30,7 @@ class NetworkWatch:
     """Args: folder: gets the library and the list of what was done."""
 
     def __init__(self, folder: Path) -> None:
-        library, self._list = folder / "network_watch.so", folder / "network.txt"
+        library, self._list = folder / "preloaded.so", folder / "network.txt"
         subprocess.run(["cc", "-shared", "-fPIC", "-O1", "-Wall", "-o", library, SOURCE, "-ldl"], check=True)
         self.environment = {"LD_PRELOAD": str(library), "NETWORK_WATCH": str(self._list)}
 

@@ -57,7 +57,7 @@ def name() -> str:
 
 
 def _stop(number: int, frame: FrameType | None) -> None:
-    cleaning = received and time.monotonic() - _last[0] < CLEANING_SECONDS
+    cleaning = bool(received) and time.monotonic() - _last[0] < CLEANING_SECONDS
     received.append(number)
     if not cleaning:
         _last[:] = [time.monotonic()]
