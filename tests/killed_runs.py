@@ -59,7 +59,7 @@ class Runs:
     def start(self) -> tuple[subprocess.Popen[bytes], Path]:
         """The process and its log. What it says goes into a file beside that."""
         self._count += 1
-        log = self.folder / f"run-{self._count}.jsonl"
+        log = self.folder / f"{self.out.name}-{self._count}.jsonl"
         command = [sys.executable, "-m", "kdc.cli.main", "compress", self.recipe, "--out", self.out, "--log", log]
         with log.with_suffix(".txt").open("wb") as said:
             process = subprocess.Popen(
