@@ -81,7 +81,7 @@ def _address(text: str) -> tuple[str, int]:
 class Looking:
     """Collects all that a process and its descendants ever wait on, as long as the block runs."""
 
-    def __init__(self, pid: int, every_seconds: float = 0.02) -> None:
+    def __init__(self, pid: int, every_seconds: float = 0.1) -> None:
         self.found: set[Bound] = set()
         self.looks = 0
         self._pid, self._every = pid, every_seconds
