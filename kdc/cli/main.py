@@ -45,9 +45,6 @@ def main() -> None:
     debug = "--debug" in sys.argv
     sys.argv = [argument for argument in sys.argv if argument != "--debug"]
     with stopping.listening():
-        scratch.sweep()
-        # torch would make a folder in the system's temporary one, by a name that others can guess, and leave it there.
-        os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(scratch.lasting_folder("inductor")))
         code = _run(debug)
         with stopping.deaf():  # what an interrupted cleaning up has left
             scratch.end()
@@ -56,6 +53,9 @@ def main() -> None:
 
 def _run(debug: bool) -> int:
     try:
+        scratch.sweep()
+        # torch would make a folder in the system's temporary one, by a name that others can guess, and leave it there.
+        os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(scratch.lasting_folder("inductor")))
         # Typer makes a Ctrl-C this code, and tells nobody
         code = app(standalone_mode=False) or 0
         return _interrupted() if code == INTERRUPTED else code

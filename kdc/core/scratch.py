@@ -21,6 +21,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from kdc.core.errors import FolderError
+
 if sys.platform != "win32":
     import fcntl
 
@@ -39,6 +41,7 @@ def scratch_folder(purpose: str) -> Iterator[Path]:
     """A folder that is gone after the block, however that ends.
 
     Args: purpose: a word for its name, for who looks at it.
+    Raises: FolderError as `lasting_folder` does.
     """
     folder = lasting_folder(purpose)
     try:
@@ -48,8 +51,17 @@ def scratch_folder(purpose: str) -> Iterator[Path]:
 
 
 def lasting_folder(purpose: str) -> Path:
-    """A folder that is gone when this process ends, or when it is removed before."""
-    return Path(tempfile.mkdtemp(prefix=f"{purpose}-", dir=_base()))
+    """A folder that is gone when this process ends, or when it is removed before.
+
+    Raises: FolderError where the system's temporary folder cannot be written to.
+    """
+    try:
+        return Path(tempfile.mkdtemp(prefix=f"{purpose}-", dir=_base()))
+    except OSError as error:
+        raise FolderError(
+            f"no temporary folder can be made: {error.strerror}",
+            do="free some space there, or name another folder in the environment variable TMPDIR",
+        ) from error
 
 
 def remove(folder: Path) -> None:

@@ -173,7 +173,7 @@ def _told(context: Context, others: list[_Other]) -> KdcError:
     """Of the first process to fail; one that failed because another did says nothing of why."""
     for other in others:
         with suppress(subprocess.TimeoutExpired):
-            other.process.wait(10)
+            other.process.wait(60)  # on a busy machine a process takes a while to end
     failed = sorted((o for o in others if o.process.returncode), key=lambda other: other.process.returncode == LOST)
     if failed and failed[0].process.returncode == ModelError.exit_code:
         return ModelError(failed[0].words)

@@ -1,5 +1,6 @@
 """Temporary folders: gone with their process, and swept by the next one where it was killed."""
 
+import errno
 import os
 import shutil
 import signal
@@ -13,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from kdc.core import scratch
+from kdc.core.errors import FolderError
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="locks on folders are POSIX's")
 
@@ -173,3 +175,12 @@ def test_a_processs_folder_that_something_removed_is_made_anew(temporary):
     first = scratch.lasting_folder("one").parent
     shutil.rmtree(first)
     assert scratch.lasting_folder("two").parent.is_dir()
+
+
+def test_where_no_temporary_folder_can_be_made_it_is_told(monkeypatch):
+    def full(**_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(tempfile, "mkdtemp", full)
+    with pytest.raises(FolderError, match=r"can be made: No space left on device[\s\S]*TMPDIR"):
+        scratch.lasting_folder("one")
