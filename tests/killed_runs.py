@@ -99,12 +99,17 @@ class Runs:
             time.sleep(0.05)
         return Stopped(phase, number.name, round(after_seconds, 2), code, len(alive), self.left())
 
-    def stopped_when(self, sign: str, number: signal.Signals) -> Stopped:
-        """Run, and send the signal once a file of this pattern is in the output folder."""
+    def stopped_when_decided(self, field_name: str, number: signal.Signals) -> Stopped:
+        """Run, and send the signal once a step under way has stored a decision with this field."""
         process, _ = self.start()
-        self._wait(process, lambda: any(self.out.glob(sign)))
+        self._wait(process, lambda: self.decision(field_name) is not None)
         process.send_signal(number)
-        return Stopped(sign, number.name, 0.0, process.wait(WAIT_SECONDS), 0, self.left())
+        return Stopped("decision", number.name, 0.0, process.wait(WAIT_SECONDS), 0, self.left())
+
+    def decision(self, field_name: str) -> str | None:
+        """The decision with this field of a step that is under way. Lowering has decisions of its own."""
+        found = (path.read_text() for path in (self.out / ".kdc").glob("store/work/*/decision.json"))
+        return next((text for text in found if f'"{field_name}"' in text), None)
 
     def left(self) -> list[str]:
         """What lies in the temporary folder."""

@@ -37,7 +37,7 @@ teacher: {build: teacher.py:build, weights: weights.safetensors}
 data: data.py:load
 budget: {max_drop: 30, min_speedup: 1.2}
 passes:
-  - prune: {training: {epochs: 12, batch: 32, learning_rate: 3.0e-3, checkpoint_seconds: 0.5}}
+  - prune: {training: {epochs: 6, batch: 32, learning_rate: 3.0e-3, checkpoint_seconds: 0.5}}
 """
 
 
@@ -98,15 +98,13 @@ def _judge_killed(raw: Raw) -> Outcome:
 
 def _measure_decided(folder: Path) -> Raw:
     recipe = _recipe(folder / "project", BY_TIMING)
-    sign = ".kdc/**/decision.json"
     first = Runs(recipe, folder / "killed", folder / "disturbed")
-    stopped = [first.stopped_when(sign, signal.SIGKILL)]
-    decided = next((folder / "killed").glob(sign)).read_text()
+    stopped = [first.stopped_when_decided("kept", signal.SIGKILL)]
+    decided = first.decision("kept")
     shutil.copytree(folder / "killed", folder / "whole")
     whole = Runs(recipe, folder / "whole", folder / "undisturbed")
     code, at = whole.whole()
     phases = ("training", "training", "measuring")
-    # Their training begins where the decision is read.
     stopped += [first.stopped(*moment) for moment in moments(at, phases, SIGNALS, seed=13)]
     last, _ = first.whole()
     expected, found = whole.bytes_of(), first.bytes_of()
@@ -125,7 +123,7 @@ def _measure_decided(folder: Path) -> Raw:
 def _judge_decided(raw: Raw) -> Outcome:
     codes = {number.name: code for number, code in CODES.items()}
     as_told = [one for one in raw["stopped"] if one["exit_code"] == codes[one["signal"]]]
-    holds = len(as_told) == len(raw["stopped"]) == 4 and raw["files"] > 3
+    holds = len(as_told) == len(raw["stopped"]) == 4 and raw["files"] > 3 and raw["decision"] is not None
     holds = holds and not (raw["differing"] or raw["left_in_temporary"] or raw["left_in_out"])
     return Outcome(
         holds,
