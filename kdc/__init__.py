@@ -6,6 +6,8 @@ The public names load what they need when they are first used, so that `import k
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from kdc.core import telemetry
+
 if TYPE_CHECKING:
     from kdc.api import compress as compress
     from kdc.api import profile as profile
@@ -21,6 +23,8 @@ _WHERE = {
     "Report": "kdc.driver.report",
 }
 __all__ = ["KdcError", "Recipe", "Report", "compress", "profile"]
+
+telemetry.turn_off()
 
 
 def __getattr__(name: str) -> Any:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any, ClassVar, Literal
 
 from pydantic import Field
@@ -14,6 +13,7 @@ from kdc.core.contract import Context, Contract, Decision, Fact, Pass
 from kdc.core.device import Device
 from kdc.core.errors import TargetError
 from kdc.core.observe import Note
+from kdc.core.scratch import lasting_folder
 from kdc.core.spec import DeviceFile
 
 
@@ -63,7 +63,7 @@ class Build(Pass[Target]):
         from targets.runtime import runtime_of
 
         device = decision.device
-        folder = Path(_scratch().name) / artifact.digest()
+        folder = _scratch() / artifact.digest()
         folder.mkdir(exist_ok=True)
         if decision.form == "staged":
             inputs = with_free_batch(artifact.inputs)
@@ -92,5 +92,5 @@ def _against_if(device: Device) -> str:
 
 
 @cache
-def _scratch() -> TemporaryDirectory[str]:
-    return TemporaryDirectory(prefix="kdc-build-")
+def _scratch() -> Path:
+    return lasting_folder("build")

@@ -11,6 +11,7 @@ from pydantic import BaseModel
 
 from kdc.core.errors import TargetError
 from targets.fresh import died, own_environment, run_process
+from targets.tied import tied
 
 REFUSED = 2  # exit code: the result file holds a message for the user
 
@@ -28,7 +29,7 @@ def run_apart(module: str, job: BaseModel, folder: Path, *, about: str, limit_se
     result.unlink(missing_ok=True)
     # -P: a folder `targets` of the user's, where kdc was started, must not stand in for this package
     command = [sys.executable, "-P", "-m", module, str(request), str(result)]
-    code, said = run_process(command, own_environment(), limit_seconds, about)
+    code, said = run_process(tied(command), own_environment(), limit_seconds, about)
     if code == REFUSED and result.exists():
         raise TargetError(result.read_text())
     if code != 0 or not result.exists():

@@ -13,7 +13,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
@@ -22,6 +21,7 @@ from onnx.reference import ReferenceEvaluator
 
 from kdc.core.device import Device
 from kdc.core.errors import TargetError
+from kdc.core.scratch import scratch_folder
 from targets.cascade import is_cascade
 from targets.door.admit import admit
 from targets.runtime import Array, feeds, running
@@ -78,9 +78,9 @@ def bisect(
     admit(path)
     model = onnx.load(path)
     whole = _reference(model)
-    with TemporaryDirectory(prefix="kdc-bisect-") as folder:
-        given, answers = _run(model, Path(folder) / "whole", device, samples, seed)
-        _, values = _run(_exposed(model), Path(folder) / "exposed", device, list(given.values()), seed)
+    with scratch_folder("bisect") as folder:
+        given, answers = _run(model, folder / "whole", device, samples, seed)
+        _, values = _run(_exposed(model), folder / "exposed", device, list(given.values()), seed)
     off_by = 0.0
     if whole is not None:
         names = [output.name for output in model.graph.output]

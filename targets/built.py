@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import os
-import tempfile
 from pathlib import Path
 
 from kdc.core.device import Device
 from kdc.core.errors import FolderError, TargetError
 from kdc.core.placing import journal_of, place
+from kdc.core.scratch import scratch_folder
 from kdc.core.spec import DeviceFile
 from kdc.core.writing import refuse_link
 from targets.door.admit import admit
@@ -32,8 +32,8 @@ def build_into(out: Path, onnx_path: Path, runtime: Runtime, device: Device, *, 
     written = journal_of(journal)
     if written is None and os.path.lexists(journal) and not force:
         raise FolderError(f"{journal} is not what kdc wrote", do="move it away, or overwrite it with --force")
-    with tempfile.TemporaryDirectory(prefix="kdc-build-") as name:
-        scratch = Path(name).resolve()
+    with scratch_folder("build") as folder:
+        scratch = folder.resolve()
         built = runtime.build(onnx_path, scratch, device)
         files = {}
         for path in runtime.files(built):

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 from collections.abc import Sequence
 from pathlib import Path
 
+from kdc.core import scratch
 from kdc.core.errors import TargetError
+from targets.tied import tied
 
 TIMEOUT_SECONDS = 600
 SHOWN_LINES = 5
@@ -22,8 +25,9 @@ def convert(name: str, command: Sequence[str], folder: Path, model: Path, expect
     """
     try:
         done = subprocess.run(
-            command,
+            tied(command),
             cwd=folder,
+            env={**os.environ, **scratch.environment()},
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,

@@ -25,13 +25,13 @@ import uuid
 import zipfile
 from collections.abc import Sequence
 from pathlib import Path
-from tempfile import TemporaryDirectory, mkdtemp
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from kdc.core.devicefile import DeviceFile
 from kdc.core.errors import TargetError
+from kdc.core.scratch import lasting_folder, scratch_folder
 from targets.fixed_batch import fixed_shapes, in_batches
 from targets.ports import ports_of, ports_path, read_ports, write_ports
 from targets.runtime import Array, Engine, Layer, Port, first_line, must_exist
@@ -104,8 +104,8 @@ class CoreMl:
         must_exist(onnx_path)
         folder.mkdir(parents=True, exist_ok=True)
         path = folder / f"{onnx_path.stem}.zip"
-        with TemporaryDirectory(prefix="kdc-coreml-") as scratch:
-            package = _converted(onnx_path, Path(scratch), device)
+        with scratch_folder("coreml") as scratch:
+            package = _converted(onnx_path, scratch, device)
             _packed(package, path)
         write_ports(onnx_ir.load(onnx_path), onnx_path, path)
         return DeviceFile(path, NAME, onnx_path)
@@ -115,8 +115,8 @@ class CoreMl:
         from targets.coreml_package import read_program
 
         must_exist(onnx_path)
-        with TemporaryDirectory(prefix="kdc-coreml-") as scratch:
-            program = read_program(_converted(onnx_path, Path(scratch), device))
+        with scratch_folder("coreml") as scratch:
+            program = read_program(_converted(onnx_path, scratch, device))
         return tuple(
             Layer(one.outputs[0].name, one.kind, tuple(port.dtype for port in one.outputs))
             for one in program.operations
@@ -140,7 +140,7 @@ class CoreMl:
         import coremltools
 
         units = _units(device)
-        folder = Path(mkdtemp(prefix="kdc-coreml-"))
+        folder = lasting_folder("coreml")
         try:
             with zipfile.ZipFile(file.path) as archive:
                 archive.extractall(folder)

@@ -18,6 +18,8 @@ from typing import Protocol
 import numpy as np
 from pydantic import BaseModel, Field
 
+from targets.tied import tied
+
 SYS = Path("/sys")
 IDLE_SECONDS = 3.0
 EVERY_SECONDS = 0.5  # RAPL's counters wrap within a minute at the earliest
@@ -160,7 +162,7 @@ def _tegrastats() -> Meter | None:
     if program is None:
         return None
     process = subprocess.Popen(
-        [program, "--interval", str(round(1000 * EVERY_SECONDS))],
+        tied([program, "--interval", str(round(1000 * EVERY_SECONDS))]),
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,

@@ -9,6 +9,7 @@ import sysconfig
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
+from kdc.core import scratch
 from kdc.core.errors import TargetError
 from targets.job import Done, Job
 
@@ -88,8 +89,8 @@ def died(about: str, code: int, said: str) -> TargetError:
 
 
 def own_environment() -> dict[str, str]:
-    """The environment, with the folder that `targets` lies in where it is no installed package."""
-    environment = dict(os.environ)
+    """For a process that this one ends with: where `targets` lies, and temporary files in this process's own folder."""
+    environment = {**os.environ, **scratch.environment()}
     if str(ROOT) not in (sysconfig.get_path("purelib"), sysconfig.get_path("platlib")):
         environment["PYTHONPATH"] = os.pathsep.join(filter(None, (environment.get("PYTHONPATH"), str(ROOT))))
     return environment

@@ -13,11 +13,11 @@ import importlib.util
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 from kdc.core.devicefile import DeviceFile
 from kdc.core.errors import TargetError
+from kdc.core.scratch import scratch_folder
 from targets.converter import convert
 from targets.fixed_batch import fixed_shapes, in_batches
 from targets.ports import ports_of, ports_path, read_ports, write_ports
@@ -126,10 +126,10 @@ def _converted(onnx_path: Path, device: Device) -> bytes:
 
     inputs, outputs = ports_of(onnx_ir.load(onnx_path), onnx_path)
     shapes = fixed_shapes(inputs, outputs, device.batch, onnx_path, NAME)
-    with TemporaryDirectory(prefix="kdc-litert-") as scratch:
-        path = Path(scratch) / "model.tflite"
+    with scratch_folder("litert") as scratch:
+        path = scratch / "model.tflite"
         command = [sys.executable, "-P", "-m", "targets.litert_convert", str(onnx_path.resolve()), str(path)]
-        convert("litert's converter", [*command, str(device.batch)], Path(scratch), onnx_path, [path])
+        convert("litert's converter", [*command, str(device.batch)], scratch, onnx_path, [path])
         written = path.read_bytes()
     check(written, [port._replace(shape=shape) for port, shape in zip(inputs, shapes, strict=True)], outputs, onnx_path)
     return written

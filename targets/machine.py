@@ -6,10 +6,8 @@ Its state (clock, heat, limits) is `targets.preflight`'s.
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import os
 import platform
-import signal
 import sys
 import time
 from collections.abc import Mapping
@@ -20,7 +18,6 @@ from targets import proc
 from targets.emulation import architecture, is_emulated
 from targets.preflight import BUSY_PERCENT, NOISY, Preflight, changes, look
 
-_PR_SET_PDEATHSIG = 1  # of Linux's prctl
 LOOK_SECONDS = 0.1
 EMULATED = "emulated: another processor ran this one's instructions; the times say nothing of the device's own"
 
@@ -156,12 +153,3 @@ def peak_bytes() -> int:
 
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return int(peak if sys.platform == "darwin" else peak * 1024)
-
-
-def end_with_parent() -> None:
-    """Let the system kill this process when its parent is gone, however that came to its end (Linux)."""
-    if not sys.platform.startswith("linux"):
-        return
-    # Not on every Linux: where the call is refused, the process ends with its job, a little later.
-    with contextlib.suppress(OSError, AttributeError):
-        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)

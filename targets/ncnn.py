@@ -10,11 +10,11 @@ import importlib.metadata
 import importlib.util
 from collections.abc import Sequence
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 from kdc.core.devicefile import DeviceFile
 from kdc.core.errors import TargetError
+from kdc.core.scratch import scratch_folder
 from targets.converter import convert
 from targets.ports import ports_of, ports_path, read_ports, write_ports
 from targets.runtime import Array, Engine, Port, must_exist
@@ -104,8 +104,7 @@ class Ncnn:
         shapes = [_shape(port, onnx_path) for port in inputs]
         folder.mkdir(parents=True, exist_ok=True)
         path = folder / f"{onnx_path.stem}.param"
-        with TemporaryDirectory(prefix="kdc-pnnx-") as scratch:
-            place = Path(scratch)
+        with scratch_folder("pnnx") as place:
             names = ("pnnxparam", "pnnxbin", "pnnxpy", "pnnxonnx", "ncnnparam", "ncnnbin", "ncnnpy")
             options = [f"{name}={name}" for name in names]
             command = [_pnnx(), str(onnx_path.resolve()), f"inputshape={','.join(shapes)}", "fp16=0", *options]

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import json
 import math
-import tempfile
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -22,6 +21,7 @@ from pydantic import BaseModel, Field
 
 from kdc.core.device import Device
 from kdc.core.errors import TargetError
+from kdc.core.scratch import scratch_folder
 from kdc.core.spec import DeviceFile
 from targets.apart import run_apart
 from targets.cascade import is_cascade
@@ -94,8 +94,7 @@ def profile_nodes(
         )
     if is_cascade(file.path):
         raise TargetError(f"{file.path}: a cascade is several files", do="name the stage's own .onnx file")
-    with tempfile.TemporaryDirectory(prefix="kdc-nodes-") as name:
-        folder = Path(name)
+    with scratch_folder("nodes") as folder:
         job = Job(
             device=device,
             file=DeviceFile(file.path.resolve(), file.runtime),

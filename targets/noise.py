@@ -5,14 +5,13 @@ from __future__ import annotations
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Literal
 
 import numpy as np
 from pydantic import BaseModel, Field
 
 from kdc.core.device import Device
+from kdc.core.scratch import scratch_folder
 from kdc.core.spec import DeviceFile
 from kdc.numerics.stats import paired_log_ratios, smallest_difference
 from targets.latency import BlocksNs
@@ -35,12 +34,12 @@ class Noise(BaseModel, frozen=True, extra="forbid"):
 def twin_of(file: DeviceFile, device: Device) -> Iterator[DeviceFile]:
     """A copy of a file with all its parts, gone at the end: two files on disk, as in any comparison, share no pages."""
     parts = [part.resolve() for part in runtime_of(device).files(file)]
-    with TemporaryDirectory(prefix="kdc-itself-") as name:
+    with scratch_folder("itself") as folder:
         for part in parts:
-            copy = Path(name) / part.relative_to(parts[0].parent)
+            copy = folder / part.relative_to(parts[0].parent)
             copy.parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(part, copy)
-        yield DeviceFile(Path(name) / parts[0].name, file.runtime)
+        yield DeviceFile(folder / parts[0].name, file.runtime)
 
 
 def noise_of(comparison: Comparison, interest: float) -> tuple[Noise, ...]:

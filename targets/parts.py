@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import hashlib
-from functools import cache
 from pathlib import Path
-from tempfile import TemporaryDirectory, mkdtemp
 
 from kdc.core.device import Device
+from kdc.core.scratch import lasting_folder
 from kdc.core.spec import DeviceFile
 from targets.cascade import is_cascade
 from targets.door.admit import admit
@@ -77,9 +76,4 @@ def ready(path: Path, device: Device) -> DeviceFile:
         runtime.files(DeviceFile(path, device.runtime))  # whatever its name is: its weights must lie beside it
     if path.suffix != ".onnx" or runtime.suffix == ".onnx":
         return DeviceFile(path, device.runtime)
-    return runtime.build(path, Path(mkdtemp(dir=_scratch().name)), device)
-
-
-@cache
-def _scratch() -> TemporaryDirectory[str]:
-    return TemporaryDirectory(prefix="kdc-ready-")
+    return runtime.build(path, lasting_folder("ready"), device)

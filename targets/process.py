@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
 from kdc.core.device import Device
 from kdc.core.devicefile import DeviceFile
+from kdc.core.scratch import lasting_folder, remove
 from targets.job import Done, Job, fields_of
 from targets.runtime import Array
 from targets.samples import write_samples
@@ -21,13 +21,12 @@ class Workplace:
     """
 
     def __init__(self, samples: Sequence[Array] | None, device: Device) -> None:
-        self._folder = tempfile.TemporaryDirectory(prefix="kdc-measure-")
-        self.path = Path(self._folder.name)
+        self.path = lasting_folder("measure")
         self.inputs = write_samples(samples, self.path)
         try:
             self._site = _site(device, self.path)
         except BaseException:
-            self._folder.cleanup()
+            remove(self.path)
             raise
 
     def __enter__(self) -> Workplace:
@@ -37,7 +36,7 @@ class Workplace:
         try:
             self._site.close()
         finally:
-            self._folder.cleanup()
+            remove(self.path)
 
     def watch(self) -> Watching:
         """Begin to watch the machine that the jobs are done on."""

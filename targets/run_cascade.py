@@ -20,6 +20,7 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
+import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -123,6 +124,7 @@ def load(folder: Path | str, threads: int = 1) -> Cascade:
 
 
 def _session(path: Path, step: dict[str, Any], threads: int) -> Stage:
+    os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")  # before the import: ONNX Runtime would look up an event host
     import onnxruntime  # here, so that Cascade serves other runtimes too
 
     options = onnxruntime.SessionOptions()

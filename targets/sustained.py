@@ -7,7 +7,6 @@ allow, and neither shows before they are used up.
 from __future__ import annotations
 
 import re
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
@@ -17,6 +16,7 @@ from pydantic import BaseModel, Field
 
 from kdc.core.device import Device
 from kdc.core.errors import TargetError
+from kdc.core.scratch import scratch_folder
 from kdc.core.spec import DeviceFile
 from targets.apart import run_apart
 from targets.energy import Energy, Recorder, meter
@@ -77,8 +77,7 @@ def sustain(
     """
     load = Load()
     cores = load.quietest(device.threads)
-    with tempfile.TemporaryDirectory(prefix="kdc-sustained-") as name:
-        folder = Path(name)
+    with scratch_folder("sustained") as folder:
         job = Job(
             device=device,
             file=DeviceFile(file.path.resolve(), file.runtime),

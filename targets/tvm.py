@@ -18,7 +18,6 @@ import os
 import platform
 import shutil
 import sys
-import tempfile
 from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
@@ -26,6 +25,7 @@ from typing import TYPE_CHECKING, Any
 
 from kdc.core.devicefile import DeviceFile
 from kdc.core.errors import TargetError
+from kdc.core.scratch import scratch_folder
 from targets.converter import convert
 from targets.ports import ports_of, ports_path, read_ports, write_ports
 from targets.runtime import Array, Engine, Port, first_line, must_exist
@@ -137,8 +137,8 @@ class Tvm:
         tvm = _tvm()
         try:
             tvm.get_global_func("runtime.config_threadpool")(_BIG_CORES, device.threads)
-            with tempfile.TemporaryDirectory(prefix="kdc-tvm-") as folder:
-                library = tvm.runtime.load_module(str(_loadable(file.path.resolve(), Path(folder))))
+            with scratch_folder("tvm") as folder:
+                library = tvm.runtime.load_module(str(_loadable(file.path.resolve(), folder)))
             return TvmEngine(tvm.runtime.vm.VirtualMachine(library, tvm.cpu()), inputs, outputs)
         except Exception as error:  # TVM's errors share no base of their own
             raise TargetError(f"{file.path}: tvm cannot load it: {first_line(error)}") from error

@@ -23,12 +23,13 @@ from kdc.core.devicefile import DeviceFile
 from kdc.core.errors import TargetError
 from kdc.numerics.stats import REPEATS, is_steady
 from targets.job import Done, FileTiming, Job, device_of, packed
-from targets.machine import end_with_parent, peak_bytes, pin, reset_peak
+from targets.machine import peak_bytes, pin, reset_peak
 from targets.proc import mapped_bytes, resident_bytes
 from targets.runtime import Array, Places, feeds, runtime_of
 from targets.samples import read_samples
 from targets.stream_work import stream
 from targets.sweep import Sweep
+from targets.tied import end_with_parent
 
 WINDOW_NS = 5_000_000  # one window of the warm-up
 WARM_UP_NS = 500_000_000  # the most spent on one model's warm-up

@@ -4,18 +4,17 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import signal
 import sys
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from types import FrameType
 from typing import TextIO
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+from kdc.cli import stopping
 from kdc.core import observe
 from kdc.core.errors import FolderError
 from kdc.core.observe import Emit, Event
@@ -44,39 +43,13 @@ def observer(*, quiet: bool, log: Path | None, force: bool = False) -> Iterator[
             live = sys.stderr.isatty()
             shown.append(stack.enter_context(_live()) if live else _PlainLines(sys.stderr))
 
-        interrupted = stack.enter_context(_interrupts())
-
         def emit(event: Event) -> None:
-            if interrupted:
+            if stopping.received:
                 raise KeyboardInterrupt
             for show in shown:
                 show(event)
 
         yield emit
-
-
-@contextmanager
-def _interrupts() -> Iterator[list[int]]:
-    """Ctrl-C as Python raises it, and a list that it is noted in.
-
-    What Python raises inside a library's callback or destructor is lost there, and the run would go on: the next event
-    raises it again.
-    """
-    noted: list[int] = []
-
-    def note(number: int, frame: FrameType | None) -> None:
-        noted.append(number)
-        signal.default_int_handler(number, frame)
-
-    try:
-        before = signal.signal(signal.SIGINT, note)
-    except ValueError:  # not the main thread: whose signals these are is not ours to say
-        yield noted
-        return
-    try:
-        yield noted
-    finally:
-        signal.signal(signal.SIGINT, before)
 
 
 def _is_log(path: Path) -> bool:

@@ -11,7 +11,6 @@ import os
 import socket
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
@@ -23,12 +22,14 @@ import torch
 
 from kdc.core.contract import Again, Context
 from kdc.core.errors import KdcError, ModelError
+from kdc.core.scratch import scratch_folder
 from kdc.distill.devices import device_of
 from kdc.distill.settings import Training
-from kdc.distill.team import LOST, VARIABLES, LostError, Team, installed, member
+from kdc.distill.team import INTERFACES, LOST, MEETING, VARIABLES, LostError, Team, installed, member
 
 _ARRIVED = "KDC_ARRIVED"  # the file by which a process says that it has come to its training
 _LOOK_SECONDS = 0.05
+_LOOPBACKS = ("lo", "lo0")  # on Linux; on macOS and BSD
 
 
 def gathered(context: Context, training: Training, ended: bool) -> AbstractContextManager[Team]:
@@ -59,12 +60,18 @@ def _first(context: Context, training: Training) -> Iterator[Team]:
             "accelerate launch set it",
             do="start one kdc, without a launcher",
         )
-    variables = _variables(training)
+    loopback = _loopback(context)
     threads = torch.get_num_threads()
     share = _share(training)
-    with tempfile.TemporaryDirectory(prefix="kdc-members-") as folder, _ending() as others:
+    with scratch_folder("members") as folder, _ending() as others:
+        variables = {
+            "WORLD_SIZE": str(training.processes),
+            "LOCAL_WORLD_SIZE": str(training.processes),
+            MEETING: str(folder / "meeting"),
+            **dict.fromkeys(INTERFACES, loopback),
+        }
         for rank in range(1, training.processes):
-            others.append(_start(context.again, context.step, Path(folder), rank, variables))
+            others.append(_start(context.again, context.step, folder, rank, variables))
         _wait(context, others)
         torch.set_num_threads(share)  # all compute alike
         try:
@@ -166,7 +173,7 @@ def _told(context: Context, others: list[_Other]) -> KdcError:
     """Of the first process to fail; one that failed because another did says nothing of why."""
     for other in others:
         with suppress(subprocess.TimeoutExpired):
-            other.process.wait(10)
+            other.process.wait(60)  # on a busy machine a process takes a while to end
     failed = sorted((o for o in others if o.process.returncode), key=lambda other: other.process.returncode == LOST)
     if failed and failed[0].process.returncode == ModelError.exit_code:
         return ModelError(failed[0].words)
@@ -177,17 +184,17 @@ def _told(context: Context, others: list[_Other]) -> KdcError:
     )
 
 
-def _variables(training: Training) -> dict[str, str]:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    loopback = {"GLOO_SOCKET_IFNAME": "lo"} if Path("/sys/class/net/lo").exists() else {}
-    return loopback | {
-        "WORLD_SIZE": str(training.processes),
-        "LOCAL_WORLD_SIZE": str(training.processes),
-        "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": str(port),
-    }
+def _loopback(context: Context) -> str:
+    """The interface that reaches this machine alone; without its name gloo takes that of the machine's host name."""
+    found = [name for _, name in socket.if_nameindex() if name in _LOOPBACKS]
+    if not found:
+        names = ", ".join(name for _, name in socket.if_nameindex()) or "none"
+        raise ModelError(
+            f"{context.step}: training.processes talk over the loopback interface alone, {' or '.join(_LOOPBACKS)}; this "
+            f"machine's interfaces are {names}",
+            do="set training.processes: 1",
+        )
+    return found[0]
 
 
 def _ranked(rank: int) -> dict[str, str]:

@@ -1,8 +1,9 @@
 """Processes that train one student together, each on its share of every batch.
 
-They meet, and add up their gradients, by Hugging Face Accelerate: gloo on the CPU, NCCL on GPUs. The first process alone
-reports and writes checkpoints. Gradients are added once a step and not by DistributedDataParallel, whose hooks see
-neither the policies' own modules nor two gradients that are kept apart.
+They add up their gradients by Hugging Face Accelerate: gloo on the CPU, NCCL on GPUs. They meet by a file, for torch's
+TCPStore listens on all interfaces whatever address it is given, and talk over the loopback interface alone. The first
+process alone reports and writes checkpoints. Gradients are added once a step and not by DistributedDataParallel, whose
+hooks see neither the policies' own modules nor two gradients that are kept apart.
 """
 
 from __future__ import annotations
@@ -12,9 +13,11 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from datetime import timedelta
 from enum import IntEnum
+from pathlib import Path
 from typing import Any
 
 import torch
+from torch import distributed as dist
 from torch import nn
 
 from kdc.core.errors import ModelError
@@ -24,7 +27,11 @@ from kdc.distill.settings import Training
 PATIENCE = timedelta(hours=12)  # the first process may compute a teacher's answers while the others wait
 
 
-VARIABLES = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+MEETING = "KDC_MEETING"
+"""The file by which the processes meet, in the environment."""
+INTERFACES = ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME")
+"""Where gloo and NCCL listen."""
+VARIABLES = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", MEETING, *INTERFACES)
 """Of the environment, by which the processes find each other."""
 LOST = 3
 """Exit code of a process that ends because another failed."""
@@ -131,9 +138,18 @@ def member(environment: Mapping[str, str], training: Training) -> Iterator[Team]
     """Be one of the processes, by these variables of the environment, which go again with it."""
     accelerate = installed(training)
     on_cpu = device_of(training).type == "cpu"
-    with accelerate.utils.patch_environment(**environment):
+    backend = "gloo" if on_cpu else "nccl"
+    # Accelerate sets a port where none is set, and leaves it in the environment; nothing listens there.
+    with accelerate.utils.patch_environment(**environment, MASTER_PORT="0"):
         with _told():
-            state = accelerate.PartialState(cpu=on_cpu, backend="gloo" if on_cpu else None, timeout=PATIENCE)
+            dist.init_process_group(
+                backend,
+                init_method=Path(environment[MEETING]).as_uri(),
+                rank=int(environment["RANK"]),
+                world_size=int(environment["WORLD_SIZE"]),
+                timeout=PATIENCE,
+            )
+            state = accelerate.PartialState(cpu=on_cpu, backend=backend)  # over the group that is there
         try:
             yield Member(state, accelerate.utils)
         finally:

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
 from pydantic import BaseModel, Field, ValidationError
 
 from kdc.core.observe import Emit, Note, silent
+from kdc.core.scratch import scratch_folder
 from kdc.distill.settings import Training
 from kdc.distill.teacher import predict
 from kdc.driver.evidence import Evidence, distance
@@ -90,8 +89,8 @@ def traits_of_recipe(recipe: Recipe, keep_macs: float, emit: Emit = silent) -> T
     """The traits of a recipe's task, with the student that `kdc bench distill` would train. Nothing is trained."""
     inputs = load(recipe)
     emit(Note("looking at the data and the teacher"))
-    with TemporaryDirectory(prefix="kdc-advise-") as folder:
-        bench = Bench(inputs.teacher, inputs.data, inputs.task, inputs.device, Path(folder))
+    with scratch_folder("advise") as folder:
+        bench = Bench(inputs.teacher, inputs.data, inputs.task, inputs.device, folder)
         context = bench.context(recipe.seed, bench.cache, bench.cache, inputs.teacher.model)
         student = bench.student(narrowed(inputs.teacher, context, keep_macs), "pruned", recipe.seed)
     answers: torch.Tensor = predict(inputs.teacher.model, inputs.data.validation)

@@ -6,7 +6,6 @@ import shutil
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
@@ -18,6 +17,7 @@ from kdc.core.cascade import Cascade
 from kdc.core.contract import Fact
 from kdc.core.data import Split
 from kdc.core.observe import Progress
+from kdc.core.scratch import scratch_folder
 from kdc.core.spec import DeviceFile
 from kdc.core.store import Entry, Parts, key_of
 from kdc.distill.teacher import EVALUATION_BATCH, fast, predict
@@ -63,8 +63,8 @@ class Evaluation:
         record = {"parity": error, "points": points}
         if not isinstance(made.artifact.model, Cascade):
             return self.steps.store.write(name, parts, record, _writers(outputs, taken))
-        with TemporaryDirectory(prefix="kdc-staged-") as folder:
-            plan = write(stage(onnx_ir.load(onnx), self.inputs.teacher.inputs), Path(folder))
+        with scratch_folder("staged") as folder:
+            plan = write(stage(onnx_ir.load(onnx), self.inputs.teacher.inputs), folder)
             staged = DeviceFile(plan, file.runtime)
             _, taken_there = self._run(staged, split, f"{made.name}: validation in stages", batch=1)
             decisions = {"torch": decided(made.artifact.model, split), "file": taken, "stages": taken_there}

@@ -6,7 +6,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 import onnx_ir
@@ -19,6 +18,7 @@ from kdc.core.contract import Context, Fact
 from kdc.core.errors import KdcError, LawError
 from kdc.core.observe import Note, silent
 from kdc.core.reads import watched
+from kdc.core.scratch import scratch_folder
 from kdc.core.spec import DeviceFile
 from kdc.core.store import Parts, key_of
 from kdc.driver.again import Forecasts
@@ -150,10 +150,8 @@ class Lowering:
         structural = forecast_with(rest, self.inputs.recipe.budget)
 
         def costs(artifacts: Sequence[Artifact[Any]]) -> list[Cost | KdcError]:
-            with TemporaryDirectory(prefix="kdc-forecast-") as folder:
-                forms = [
-                    self._forms(artifact, structural, Path(folder) / str(i)) for i, artifact in enumerate(artifacts)
-                ]
+            with scratch_folder("forecast") as folder:
+                forms = [self._forms(artifact, structural, folder / str(i)) for i, artifact in enumerate(artifacts)]
                 files = [priced.file for own in forms if isinstance(own, list) for priced in own]
                 times_ms = dict(zip(files, self._beside_teacher(files), strict=True))
                 peaks_mb = dict(zip(files, self._peaks(files), strict=True))

@@ -26,7 +26,7 @@ from kdc.driver.plan import make
 from kdc.driver.recipe import load_recipe
 from kdc.driver.steps import Kept, Steps
 from passes import PASSES
-from targets.machine import end_with_parent
+from targets.tied import end_with_parent
 
 
 class _Read(Store):

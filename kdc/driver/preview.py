@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import tempfile
 from dataclasses import dataclass
-from pathlib import Path
 
 import onnx_ir
 
 from kdc.core.device import Device
 from kdc.core.observe import silent
+from kdc.core.scratch import scratch_folder
 from kdc.core.store import Store
 from kdc.driver.inputs import read
 from kdc.driver.limits import check_showable
@@ -40,8 +39,8 @@ def preview(recipe: Recipe, plan: Plan, device: Device) -> Preview:
     named = read(_hasty(recipe))
     inputs = named.inputs()
     check_showable(recipe.budget, len(inputs.data.validation))
-    with tempfile.TemporaryDirectory() as scratch:
-        lowering = Lowering(Steps(inputs, Store(Path(scratch)), silent), plan)
+    with scratch_folder("preview") as scratch:
+        lowering = Lowering(Steps(inputs, Store(scratch), silent), plan)
         seen: list[onnx_ir.Model] = []
         file = lowering.lowered(inputs.teacher, seen.append)
         lint(seen[-1], device)

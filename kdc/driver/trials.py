@@ -7,8 +7,10 @@ one of several, so that their number changes no result.
 from __future__ import annotations
 
 import multiprocessing
+import os
 import re
 import signal
+import tempfile
 import traceback
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
@@ -19,6 +21,7 @@ from pathlib import Path
 
 import torch
 
+from kdc.core import scratch
 from kdc.core.contract import named_seed
 from kdc.core.errors import DamagedError, DataError, ModelError
 from kdc.core.observe import Emit, Note, Progress
@@ -33,7 +36,7 @@ from kdc.driver.recipe import load_recipe
 from kdc.driver.sources import digests
 from kdc.driver.trial import JUDGED, Bench, Trial, run
 from passes import PASSES
-from targets.machine import end_with_parent
+from targets.tied import end_with_parent
 
 SCORES = "scores.safetensors"
 THREADS = 1  # of a trial
@@ -96,8 +99,9 @@ def _step(trial: Trial) -> str:
 _own: list[Table] = []  # a worker's own table
 
 
-def _begin(lock: str, root: str, samples: int | None) -> None:
+def _begin(lock: str, root: str, samples: int | None, temporary: str) -> None:
     end_with_parent()
+    os.environ["TMPDIR"] = tempfile.tempdir = temporary  # what it leaves goes with its parent's
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent ends this process
     torch.set_num_threads(THREADS)
     recipe = load_recipe(Path(lock), {}, [], PASSES)
@@ -164,7 +168,7 @@ class Jobs:
             min(self.count, len(waiting)),
             multiprocessing.get_context("spawn"),
             _begin,
-            (str(self.lock), str(table.store.root), samples),
+            (str(self.lock), str(table.store.root), samples, scratch.environment()["TMPDIR"]),
         )
         keys: dict[Future[str], str] = {}
         try:

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import contextlib
-import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from kdc.core.errors import TargetError
+from kdc.core.scratch import scratch_folder
 from targets.door.admit import admit
 from targets.door.examine import ask_for_shapes, examine
 from targets.door.shapes import Shape, fix_shapes
@@ -27,14 +27,14 @@ def entered(
     raised while the files are measured, with the files given in place of their copies.
     """
     shapes = shapes or {}
-    with tempfile.TemporaryDirectory(prefix="kdc-shapes-") as folder:
+    with scratch_folder("shapes") as folder:
         found = []
         for index, path in enumerate(paths):
             examined = None if path.suffix.lower() in _OTHERS else admit(path)
             if examined is None:
                 found.append(path)
             else:
-                place = Path(folder) / str(index)
+                place = folder / str(index)
                 place.mkdir()
                 fixed = fix_shapes(examined, path, shapes, place)
                 if not real_inputs:

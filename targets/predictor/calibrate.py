@@ -9,7 +9,6 @@ what they are checked against was measured at the same time as what was learned 
 from __future__ import annotations
 
 import math
-import tempfile
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -25,6 +24,7 @@ from kdc.core.device import Device
 from kdc.core.devicefile import DeviceFile
 from kdc.core.errors import TargetError
 from kdc.core.observe import Emit, Progress, silent
+from kdc.core.scratch import scratch_folder
 from targets.predictor import clock
 from targets.predictor.calibration import Calibration, Check, check_supported, machine_of
 from targets.predictor.fit import Measured, doubtful, fit
@@ -63,9 +63,9 @@ def calibrate(
     check_supported(device)
     start = time.monotonic()
     watching = watch(device)
-    with tempfile.TemporaryDirectory(prefix="kdc-calibrate-") as name:
-        peaks = measure_peaks(device, Path(name), timer)
-        found = collect(device, Path(name), effort, emit=emit, timer=timer)
+    with scratch_folder("calibrate") as folder:
+        peaks = measure_peaks(device, folder, timer)
+        found = collect(device, folder, effort, emit=emit, timer=timer)
     table = fit(found.learned)
     checks = {family: check(table, networks) for family, networks in found.whole.items() if networks}
     everything = [network for networks in found.whole.values() for network in networks]

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 import math
-import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -20,6 +19,7 @@ import onnx_ir
 
 from kdc.core.device import Device
 from kdc.core.errors import TargetError
+from kdc.core.scratch import scratch_folder
 from targets.onnxruntime import OrtEngine
 from targets.runtime import feeds, first_line, must_exist
 
@@ -84,8 +84,7 @@ def read_kernels(model: Path | onnx_ir.Model, device: Device) -> tuple[Kernel, .
     """
     if device.runtime != "onnxruntime":
         raise TargetError(f"target {device.name}: kernels can be read of onnxruntime alone, not of {device.runtime}")
-    with tempfile.TemporaryDirectory(prefix="kdc-kernels-") as name:
-        folder = Path(name)
+    with scratch_folder("kernels") as folder:
         path = model if isinstance(model, Path) else _saved(model, folder)
         events, graph, inputs = _run_once(path, device, folder)
     return _kernels(events, graph, inputs)

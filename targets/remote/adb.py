@@ -13,10 +13,9 @@ import re
 import shlex
 import shutil
 import subprocess
-import tempfile
-from pathlib import Path
 
 from kdc.core.errors import TargetError
+from kdc.core.scratch import scratch_folder
 from targets.remote.address import Address
 from targets.remote.line import Ended, Line
 
@@ -46,8 +45,8 @@ def connect(address: Address, agent: bytes) -> Line:
         raise TargetError(f"{address}: the device made no folder: {own[:200]!r}", do="see `adb shell mktemp -d`")
     start = f"exec {shlex.quote(address.python)} {own}/agent.pyz serve"
     try:
-        with tempfile.TemporaryDirectory(prefix="kdc-agent-") as here:
-            packed = Path(here) / "agent.pyz"
+        with scratch_folder("agent") as here:
+            packed = here / "agent.pyz"
             packed.write_bytes(agent)
             _must(address, [*adb, "push", str(packed), f"{own}/agent.pyz"])
         return Line([*adb, "shell", "-T", start], b"", lambda ended: explain(address, ended))

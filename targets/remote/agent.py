@@ -229,7 +229,8 @@ class Agent:
         job = Job.from_json(asked["job"])
         command = [sys.executable, str(self.folder / "agent.pyz"), "work"]
         try:
-            return replace(run_fresh(job, self.folder, command, os.environ, self._started), error=None).as_json()
+            environment = {**os.environ, "TMPDIR": str(self.folder)}  # what it leaves goes with the agent's folder
+            return replace(run_fresh(job, self.folder, command, environment, self._started), error=None).as_json()
         finally:
             self._worker = None
 

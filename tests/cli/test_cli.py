@@ -9,6 +9,7 @@ import sys
 import pytest
 
 from kdc.cli.show import observer
+from kdc.cli.stopping import listening
 from kdc.core.observe import Note
 
 HEAVY = ("torch", "onnx", "onnx_ir", "onnxruntime", "pydantic", "numpy", "sklearn", "brevitas")
@@ -112,7 +113,7 @@ def test_a_run_from_flags_alone_prints_the_table_and_can_be_verified(kdc, shapes
 
 def test_a_ctrl_c_that_a_library_lost_is_raised_by_the_next_event():
     before = signal.getsignal(signal.SIGINT)
-    with observer(quiet=True, log=None) as emit:
+    with listening(), observer(quiet=True, log=None) as emit:
         with contextlib.suppress(KeyboardInterrupt):  # as Python does inside a destructor
             signal.raise_signal(signal.SIGINT)
         with pytest.raises(KeyboardInterrupt):

@@ -10,6 +10,7 @@ from torch import nn
 
 from kdc.core.errors import KdcError, LawError, ModelError
 from kdc.core.observe import Epoch, Note
+from kdc.distill import launching
 from kdc.distill.loop import train
 
 
@@ -95,3 +96,12 @@ def test_a_launcher_around_kdc_is_refused(tmp_path, monkeypatch):
 def test_a_training_that_is_in_no_step_has_one_process(small_context):
     with pytest.raises(ModelError, match=r"training.processes is 2, and this training is in no step of `kdc compress`"):
         train(network(), small_context, PAIR)
+
+
+def test_the_processes_meet_on_the_loopback_interface_or_not_at_all(tmp_path, monkeypatch):
+    for names in (["eth0", "lo"], ["en0", "lo0"]):
+        monkeypatch.setattr("socket.if_nameindex", lambda names=names: list(enumerate(names, start=1)))
+        assert launching._loopback(context_in(tmp_path, "whole")) == names[1]
+    monkeypatch.setattr("socket.if_nameindex", lambda: [(1, "eth0")])
+    with pytest.raises(ModelError, match=r"loopback interface alone, lo or lo0; this machine's interfaces are eth0"):
+        step("whole", context_in(tmp_path, "whole"))

@@ -79,7 +79,7 @@ def test_the_second_training_of_a_step_is_shared_and_goes_on_after_kills_that_le
         str(shapes / "shared.yaml"),
         str(store),
     ]
-    for sign in ("scratch/kdc-members-*/1/job.json", "killed/work/*/training.safetensors"):
+    for sign in ("scratch/kdc-*/members-*/1/job.json", "killed/work/*/training.safetensors"):
         process = subprocess.Popen(command, env=environment)
         until(lambda sign=sign, process=process: [*tmp_path.glob(sign)] or process.poll() is not None)
         if sign.startswith("scratch"):

@@ -321,7 +321,7 @@ def test_a_runtime_that_hangs_is_killed_in_the_settings_time_and_measuring_goes_
 def test_a_worker_ends_with_its_parent():
     """However that came to its end: here it is killed, and can tell nobody."""
     worker = (
-        "import time; from targets.machine import end_with_parent; end_with_parent(); print(flush=True); time.sleep(60)"
+        "import time; from targets.tied import end_with_parent; end_with_parent(); print(flush=True); time.sleep(60)"
     )
     parent = """if True:
         import subprocess, sys

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 from remote_devices import device_python, processes_with, until
+from sockets import bound_by
 
 from kdc.core.errors import TargetError
 from targets.job import fields_of
@@ -173,6 +174,7 @@ def test_nothing_is_left_however_the_conversation_ends(start, end):
 
 def test_an_agent_in_the_middle_of_a_job_ends_with_its_input(start, device, linear):
     line = start()
+    (agent,) = processes_with(line.folder)
     file, _ = linear()
     line.put(file.path, "files/0/linear.onnx")
     path = line.folder / "files/0/linear.onnx"
@@ -182,6 +184,11 @@ def test_an_agent_in_the_middle_of_a_job_ends_with_its_input(start, device, line
     line._send(json.dumps({"do": "job", "job": json.dumps(job)}).encode() + b"\n")
     line._asking = True
     assert until(lambda: len(processes_with(line.folder)) == 2)
+    for pid in processes_with(line.folder):
+        assert bound_by(pid) == []  # it talks over its standard input and output alone
+    (worker,) = (pid for pid in processes_with(line.folder) if pid != agent)
+    given = Path(f"/proc/{worker}/environ").read_bytes().split(b"\0")
+    assert {b"ORT_DISABLE_TELEMETRY=1", f"TMPDIR={line.folder}".encode()} <= {*given}
     line.close()
     assert until(lambda: not processes_with(line.folder))
     assert not line.folder.exists()
