@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from kdc.cli.flags import takes_recipe
+from kdc.cli.flags import AllowTorchscript, takes_recipe
 
 if TYPE_CHECKING:
     from kdc.driver.recipe import Recipe
@@ -29,6 +29,7 @@ def compress(
     teacher_cache: Annotated[
         Path | None, typer.Option(metavar="DIR", help="a folder of the teacher's answers that runs share")
     ] = None,
+    allow_torchscript: AllowTorchscript = False,
     json: Annotated[bool, typer.Option("--json", help="print the report as JSON")] = False,
 ) -> None:
     """Compress a teacher to a budget: student.onnx and the report of how it was made and measured."""
@@ -38,7 +39,7 @@ def compress(
         from kdc.driver.compress import compress as run
         from kdc.driver.steps import Kept
 
-        report = run(recipe, out, emit, Kept(teacher_cache, cache_gb))
+        report = run(recipe, out, emit, Kept(teacher_cache, cache_gb), allow_torchscript=allow_torchscript)
     from kdc.cli.table import show
     from kdc.core.errors import BudgetError
 

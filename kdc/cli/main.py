@@ -45,12 +45,15 @@ def main() -> None:
 
 def _run(debug: bool) -> int:
     try:
-        # Typer makes a Ctrl-C this code, and tells nobody
-        code = app(standalone_mode=False) or 0
+        from kdc.core.user_frames import exits_refused
+
+        with exits_refused():
+            # Typer makes a Ctrl-C this code, and tells nobody
+            code = app(standalone_mode=False) or 0
         return _interrupted() if code == INTERRUPTED else code
     except KeyboardInterrupt:
         return _interrupted()
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         if debug:
             raise
         return _explained(error)
@@ -62,7 +65,7 @@ def _interrupted() -> int:
     return INTERRUPTED
 
 
-def _explained(error: Exception) -> int:
+def _explained(error: BaseException) -> int:
     from kdc.core.errors import KdcError
 
     if isinstance(error, KdcError):

@@ -53,10 +53,13 @@ def identity(recipe: Recipe) -> dict[str, str]:
     }
 
 
-def compress(recipe: Recipe, out: Path, emit: Emit = silent, kept: Kept | None = None) -> Report:
+def compress(
+    recipe: Recipe, out: Path, emit: Emit = silent, kept: Kept | None = None, *, allow_torchscript: bool = False
+) -> Report:
     """Run a recipe into a folder, or go on with it where an earlier command stopped.
 
-    Args: kept: where and how much of the teacher's answers; it changes no result.
+    Args: kept: where and how much of the teacher's answers; it changes no result. allow_torchscript: whether TorchScript
+        files that `training.teachers` names may be called.
     Returns: the report; `report.met` says whether every limit of the budget is met (else the nearest student is kept).
     Raises: UserError for the user's mistakes, LawError where a pass broke its contract.
     """
@@ -66,7 +69,7 @@ def compress(recipe: Recipe, out: Path, emit: Emit = silent, kept: Kept | None =
         recipe = recipe.model_copy(update={"passes": tuple(default_passes(device))})  # the lock leaves nothing open
     plan = make(recipe.passes, device)
     folder.check(out, identity(recipe))
-    named = read(recipe)
+    named = read(recipe, allow_torchscript=allow_torchscript)
     lock = lock_text(recipe)
     with folder.opened(out, identity(recipe)) as private:
         sha = hashlib.sha256(lock.encode()).hexdigest()

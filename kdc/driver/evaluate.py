@@ -20,7 +20,7 @@ from kdc.core.data import Split
 from kdc.core.observe import Progress
 from kdc.core.spec import DeviceFile
 from kdc.core.store import Entry, Parts, key_of
-from kdc.distill.teacher import EVALUATION_BATCH, fast, predict
+from kdc.distill.teacher import EVALUATION_BATCH, predict
 from kdc.driver.plan import facts_of
 from kdc.driver.sources import digests, versions
 from kdc.driver.steps import Made, Steps
@@ -128,7 +128,7 @@ def run_over(
 @torch.no_grad()
 def decided(cascade: Cascade, split: Split) -> Array:
     """At which exit each sample of a split leaves the torch model, [n]."""
-    parts = [cascade.route(*map(fast, batch.inputs))[1] for batch in split.batches(EVALUATION_BATCH)]
+    parts = [cascade.route(*batch.inputs)[1] for batch in split.batches(EVALUATION_BATCH)]
     found: Array = torch.cat(parts).numpy()
     return found
 

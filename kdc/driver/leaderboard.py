@@ -19,7 +19,9 @@ from kdc.core.errors import DataError, ModelError
 from kdc.core.observe import Emit, Note, silent
 from kdc.core.store import Store, key_of
 from kdc.core.usercode import load_callable, source_fingerprint
+from kdc.distill.scripted import check_torchscript
 from kdc.distill.settings import Training
+from kdc.distill.sources import named_in
 from kdc.driver import folder
 from kdc.driver.bench_keys import libraries
 from kdc.driver.inputs import load
@@ -59,10 +61,19 @@ def identity(recipe: Recipe) -> dict[str, str]:
     }
 
 
-def leaderboard(recipe: Recipe, options: Options, out: Path, jobs: int = 1, emit: Emit = silent) -> Leaderboard:
+def leaderboard(
+    recipe: Recipe,
+    options: Options,
+    out: Path,
+    jobs: int = 1,
+    emit: Emit = silent,
+    *,
+    allow_torchscript: bool = False,
+) -> Leaderboard:
     """Train what is not stored yet, and judge.
 
     Args: jobs: trials at once, each in a process of its own; 1: in this one.
+        allow_torchscript: whether TorchScript files may be called as teachers.
     Returns: the leaderboard, which is also written to `out`.
     Raises: UserError for the user's mistakes. A method that cannot be used with these models is none, and a fault of
         kdc's own in one method loses no other's trials: the row says why, and of a fault its `fault` shows the traceback.
@@ -73,8 +84,9 @@ def leaderboard(recipe: Recipe, options: Options, out: Path, jobs: int = 1, emit
             do="give data.load",
         )
     competing = _competing(recipe, options, emit)
+    check_torchscript(named_in(tuple(one.training for one in competing)), allow_torchscript)
     folder.check(out, identity(recipe))
-    inputs = load(recipe)
+    inputs = load(recipe, allow_torchscript=allow_torchscript)
     with folder.opened(out, identity(recipe)) as private, one_thread():
         lock = private / LOCK
         folder.write_text(lock, lock_text(recipe))

@@ -161,14 +161,16 @@ class Steps:
             emit=self.emit,
             teacher_cost=teacher_cost,
             forecasts=forecasts,
+            allow_torchscript=inputs.allow_torchscript,
         )
 
     def _again(self, context: Context, figures: Figures) -> GoOn:
         """How another process goes on with the step of this context."""
         kept = self.kept
         return GoOn(
-            self.inputs.recipe, context.step, context.work, self.store.root, kept.folder, kept.gigabytes, figures
-        )
+            self.inputs.recipe, context.step, context.work, self.store.root, kept.folder, kept.gigabytes, figures,
+            self.inputs.allow_torchscript,
+        )  # fmt: skip
 
     def make(self, planned: Planned, incoming: Artifact[Any], context: Context) -> tuple[Artifact[Any], Step]:
         """The step made in its context's work folder: gone on with where it was begun there."""
