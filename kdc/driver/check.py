@@ -16,7 +16,7 @@ from kdc.core.contract import Fact
 from kdc.core.errors import FolderError, LawError
 from kdc.core.spec import DeviceFile
 from kdc.core.store import Store
-from kdc.distill.teacher import EVALUATION_BATCH, predict
+from kdc.distill.teacher import predict
 from kdc.driver import folder
 from kdc.driver.compress import LOCK, REPORT, STAGED, STRUCTURE
 from kdc.driver.evaluate import Array, decided, run_over
@@ -73,9 +73,11 @@ def check(out: Path) -> Checked:
     return Checked(tuple(lines))
 
 
-def _run(path: Path, inputs: Inputs, batch: int = EVALUATION_BATCH) -> tuple[Array, Array | None]:
-    file = DeviceFile(path, inputs.device.runtime)
-    return run_over(runtime_of(inputs.device).load(file, inputs.device), inputs.data.test, batch=batch)
+def _run(path: Path, inputs: Inputs, batch: int | None = None) -> tuple[Array, Array | None]:
+    """Args: batch: in place of the target's own."""
+    device = inputs.device
+    engine = runtime_of(device).load(DeviceFile(path, device.runtime), device)
+    return run_over(engine, inputs.data.test, batch or device.batch)
 
 
 def rebuild(out: Path, inputs: Inputs) -> Artifact[torch.nn.Module]:

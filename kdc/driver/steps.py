@@ -176,7 +176,7 @@ class Steps:
         """The step made in its context's work folder: gone on with where it was begun there."""
         name, settings = context.step, planned.settings
         context.work.mkdir(parents=True, exist_ok=True)
-        digest = incoming.digest()
+        digest, samples = incoming.digest(), context.data.digest()
         kept = context.work / DECISION
         if kept.exists():
             decision = settings.decision_type.model_validate_json(kept.read_text())
@@ -195,6 +195,7 @@ class Steps:
         if isinstance(tuned.model, nn.Module):
             probe = self.inputs.data.calibration[:16].inputs
             verify.finite(name, tuned.model.eval(), probe)
+        verify.same_samples(name, samples, context.data)
         step = Step(
             kind=settings.kind,
             version=settings.version,
