@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from kdc.core.observe import Emit, silent
+from kdc.core.user_frames import exits_refused
 from kdc.driver import compress as driver
 from kdc.driver.recipe import Recipe, load_recipe
 from kdc.driver.report import Report
@@ -26,18 +27,21 @@ def compress(
     emit: Emit = silent,
     kept: Kept | None = None,
     force: bool = False,
+    allow_torchscript: bool = False,
 ) -> Report:
     """Run a recipe into the folder `out`, or go on with it where it stopped.
 
     Args: recipe: a recipe's file, or the value. overrides: dotted keys, such as {"budget.max_drop": 0.5}.
-        kept: where and how much of the teacher's answers is kept; it changes no result. force: overwrite files in `out`
-        that kdc did not write, where a result belongs.
+        kept: where and how much of the teacher's answers is kept; it changes no result.
+        force: overwrite files in `out` that kdc did not write, where a result belongs.
+        allow_torchscript: whether TorchScript files in `training.teachers` may be called: they can write files.
     Returns: the report; `report.met` says whether the whole budget is met (else the nearest student is kept).
     Raises: KdcError; its subclasses say whose mistake it was (see kdc/core/errors.py).
     """
     if not isinstance(recipe, Recipe):
         recipe = load_recipe(Path(recipe), overrides or {}, [], PASSES)
-    return driver.compress(recipe, Path(out), emit, kept, force=force)
+    with exits_refused():
+        return driver.compress(recipe, Path(out), emit, kept, force=force, allow_torchscript=allow_torchscript)
 
 
 def profile(

@@ -7,6 +7,8 @@ from typing import Annotated, Any, Literal
 
 import typer
 
+from kdc.cli.flags import AllowTorchscript
+
 bench = typer.Typer(help="Compare methods by training with each of them.", no_args_is_help=True, rich_markup_mode=None)
 
 
@@ -48,6 +50,7 @@ def distill(
     settings: Annotated[
         list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="any key of the recipe")
     ] = None,
+    allow_torchscript: AllowTorchscript = False,
     quiet: Annotated[bool, typer.Option("--quiet", help="no progress on stderr")] = False,
     log: Annotated[Path | None, typer.Option(help="write every event as a line of JSON")] = None,
     force: Annotated[
@@ -81,7 +84,9 @@ def distill(
             try_weights=_factors(try_weights),
             samples=samples,
         )
-        made = leaderboard(loaded, options, out, jobs or cores(), emit, force=force)
+        made = leaderboard(
+            loaded, options, out, jobs or cores(), emit, force=force, allow_torchscript=allow_torchscript
+        )
     from kdc.cli.standings import as_markdown, show
 
     if json:

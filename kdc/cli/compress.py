@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from kdc.cli.flags import takes_recipe
+from kdc.cli.flags import AllowTorchscript, takes_recipe
 
 if TYPE_CHECKING:
     from kdc.driver.recipe import Recipe
@@ -33,6 +33,7 @@ def compress(
     force: Annotated[
         bool, typer.Option("--force", help="overwrite files in --out, and a --log, that kdc did not write")
     ] = False,
+    allow_torchscript: AllowTorchscript = False,
     json: Annotated[bool, typer.Option("--json", help="print the report as JSON")] = False,
 ) -> None:
     """Compress a teacher to a budget: student.onnx and the report of how it was made and measured."""
@@ -42,7 +43,7 @@ def compress(
         from kdc.driver.compress import compress as run
         from kdc.driver.steps import Kept
 
-        report = run(recipe, out, emit, Kept(teacher_cache, cache_gb), force=force)
+        report = run(recipe, out, emit, Kept(teacher_cache, cache_gb), force=force, allow_torchscript=allow_torchscript)
     from kdc.cli.table import show
 
     if json:

@@ -59,6 +59,11 @@ def _recipe(
     return load_recipe(recipe, given, settings or [], PASSES)
 
 
+AllowTorchscript = Annotated[
+    bool, typer.Option("--allow-torchscript", help="call TorchScript files of training.teachers: they can write files")
+]
+
+
 def takes_recipe(verb: Callable[..., None]) -> Callable[..., None]:
     """A verb whose first parameter is a Recipe becomes a command with all the flags above and the verb's own."""
     own = list(inspect.signature(verb).parameters.values())[1:]

@@ -21,6 +21,7 @@ from kdc.cli.targets import targets
 from kdc.cli.verify import verify
 from kdc.cli.why import why
 from kdc.core import scratch
+from kdc.core.user_frames import exits_refused
 
 INTERRUPTED = 130
 
@@ -56,12 +57,13 @@ def _run(debug: bool) -> int:
         scratch.sweep()
         # torch would make a folder in the system's temporary one, by a name that others can guess, and leave it there.
         os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(scratch.lasting_folder("inductor")))
-        # Typer makes a Ctrl-C this code, and tells nobody
-        code = app(standalone_mode=False) or 0
+        with exits_refused():
+            # Typer makes a Ctrl-C this code, and tells nobody
+            code = app(standalone_mode=False) or 0
         return _interrupted() if code == INTERRUPTED else code
     except KeyboardInterrupt:
         return _interrupted()
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         if stopping.received:  # a process of kdc's may have got the signal too, and its end be the error
             return _interrupted()
         if debug:
@@ -77,7 +79,7 @@ def _interrupted() -> int:
     return stopping.exit_code()
 
 
-def _explained(error: Exception) -> int:
+def _explained(error: BaseException) -> int:
     from kdc.core.errors import KdcError
 
     if isinstance(error, KdcError):

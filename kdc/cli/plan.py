@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from kdc.cli.flags import takes_recipe
+from kdc.cli.flags import AllowTorchscript, takes_recipe
 
 if TYPE_CHECKING:
     from kdc.driver.recipe import Recipe
 
 
 @takes_recipe
-def plan(recipe: Recipe) -> None:
+def plan(recipe: Recipe, *, allow_torchscript: AllowTorchscript = False) -> None:
     """Show the passes, what each requires and destroys, and check the teacher's operators against the target."""
     from kdc.driver.plan import make
     from targets.device import load_device
@@ -39,7 +39,7 @@ def plan(recipe: Recipe) -> None:
 
     from kdc.driver.preview import preview
 
-    found = preview(recipe, planned, device)
+    found = preview(recipe, planned, device, allow_torchscript=allow_torchscript)
     console.print(f"teacher: {found.parameters:,} parameters, {found.macs / 1e6:,.1f} million MACs")
     for note in found.notes:
         console.print(f"data: {note}")

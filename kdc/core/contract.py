@@ -138,6 +138,8 @@ class Context:
     cache_bytes: int | None = None
     """How much the teacher's answers in `cache_root` may take; 0: none are kept; None: a share of the disk."""
 
+    allow_torchscript: bool = False
+    """Whether TorchScript files may be called as teachers: `kdc compress --allow-torchscript`."""
     again: Again | None = None
     """How another process goes on with this step, to share one of its trainings; None: it cannot be run again."""
     joins: str | None = None

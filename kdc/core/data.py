@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
@@ -47,3 +48,11 @@ class Splits:
     augment: Augment | None = None
     notes: tuple[str, ...] = ()
     unlabeled: Split | None = None
+
+    def digest(self) -> str:
+        """SHA-256 of the samples as they are in memory now."""
+        sha = hashlib.sha256()
+        for split in (self.train, self.calibration, self.validation, self.test, self.unlabeled):
+            for tensor in () if split is None else (*split.inputs, split.labels):
+                sha.update(tensor.contiguous().reshape(-1).view(torch.uint8).numpy().data)
+        return sha.hexdigest()

@@ -213,7 +213,9 @@ def _line_of(raised: BaseException, file: Path | None) -> str | None:
     ]
     if file is not None:
         own = [frame for frame in frames if Path(frame.filename).resolve() == file]
-        frames = own or [frame for frame in frames if Path(frame.filename).resolve().parent == file.parent]
+        beside = [frame for frame in frames if Path(frame.filename).resolve().parent == file.parent]
+        # What ends the program is looked for in the line itself, which may be in a module beside the file.
+        frames = beside or own if isinstance(raised, SystemExit) else own or beside
     return f"{frames[-1].filename}:{frames[-1].lineno}" if frames else None
 
 

@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from kdc.core.artifact import Artifact
+from kdc.core.data import Splits
 from kdc.core.errors import LawError
 from kdc.core.spec import TensorSpec
 
@@ -45,6 +46,14 @@ def untouched(step: str, digest: str, artifact: Artifact[Any]) -> None:
     """`decide` and `apply` leave the artifact they were given as it was."""
     if artifact.digest() != digest:
         raise LawError(f"{step}: the incoming model was changed while the step decided and applied its decision")
+
+
+def same_samples(step: str, digest: str, data: Splits) -> None:
+    """A step leaves the samples as they were: a model's forward may write into what it is given."""
+    if data.digest() != digest:
+        raise LawError(
+            f"{step}: the samples were changed in memory while the step ran: a model's forward() wrote into its inputs"
+        )
 
 
 def finite(step: str, model: nn.Module, probe: tuple[torch.Tensor, ...]) -> None:

@@ -15,7 +15,6 @@ from kdc.core.data import Split
 from kdc.core.errors import DataError, ModelError
 from kdc.distill.modes import differentiable, evaluating
 from kdc.distill.strategy_settings.adversarial import Attack
-from kdc.distill.teacher import fast
 
 BATCH = 50  # samples that are attacked at once: what a gradient needs of the forward is in memory for all of them
 Loss = Callable[[torch.Tensor], torch.Tensor]  # outputs [batch, ...] -> [batch]
@@ -84,10 +83,10 @@ def attacked(
     changed = (first + (2 * start - 1) * (attack.epsilon * scale)).clamp(least, most)
     with differentiable(model), torch.enable_grad():
         for _ in range(attack.steps):
-            changed = fast(changed.detach()).requires_grad_()
+            changed = changed.detach().requires_grad_()
             slope = _slope(loss(model(changed, *rest)), changed)
             changed = (changed.detach() + attack.step * scale * slope.sign()).clamp(least, most)
-    return fast(changed.detach()), *rest
+    return changed.detach(), *rest
 
 
 def robust_scores(
@@ -142,7 +141,7 @@ def _slope(values: torch.Tensor, inputs: torch.Tensor) -> torch.Tensor:
 
 @torch.no_grad()
 def _outputs(model: nn.Module, inputs: tuple[torch.Tensor, ...]) -> np.ndarray[Any, Any]:
-    outputs: np.ndarray[Any, Any] = model(*map(fast, inputs)).float().cpu().numpy()
+    outputs: np.ndarray[Any, Any] = model(*inputs).float().cpu().numpy()
     return outputs
 
 

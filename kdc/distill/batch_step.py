@@ -16,7 +16,6 @@ from kdc.distill.parts import Remembered, cut, joined, out_of_memory, parts
 from kdc.distill.policy import Batch, Drawn, Policy
 from kdc.distill.settings import Training
 from kdc.distill.stepping import Stepper
-from kdc.distill.teacher import fast
 from kdc.distill.team import Outcome, Team, lost
 
 
@@ -60,7 +59,7 @@ class BatchStep:
     def compile(self) -> None:
         """Compile the student's forward, for parts of their size now."""
         samples = self.context.data.train[: self.batch // (self.team.size * self.accumulate)]
-        self.forward.compile(tuple(fast(tensor).to(self.device) for tensor in samples.inputs), self.context.emit)
+        self.forward.compile(tuple(tensor.to(self.device) for tensor in samples.inputs), self.context.emit)
 
     def take(self, drawn: Drawn) -> tuple[torch.Tensor, Batch]:
         """Gather the batch's gradient and step: the mean loss, and what this process saw.

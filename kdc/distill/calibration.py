@@ -12,7 +12,7 @@ from kdc.core.contract import Context
 from kdc.core.observe import Note
 from kdc.distill.modes import evaluating
 from kdc.distill.settings import Training
-from kdc.distill.teacher import fast, predict
+from kdc.distill.teacher import predict
 
 _PROBE = 16  # samples on which a scaled layer is seen to scale the outputs
 _NEAR = 0.05  # a temperature as near to 1 as that changes nothing that anybody would see
@@ -32,7 +32,7 @@ def calibrate(student: nn.Module, context: Context, training: Training, frozen: 
     temperature = context.task.temperature(predict(student, split).numpy(), split.labels.numpy())
     fixed = {id(parameter) for module in frozen for parameter in module.parameters()}
     with evaluating(student), torch.no_grad():
-        probe = tuple(fast(tensor) for tensor in split[:_PROBE].inputs)
+        probe = split[:_PROBE].inputs
         own = _last_parameters(student, probe)
         if abs(temperature - 1) < _NEAR or fixed & {id(parameter) for parameter in own}:
             return

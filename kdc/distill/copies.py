@@ -7,6 +7,8 @@ from typing import TypeVar
 
 from torch import nn
 
+from kdc.distill.input_copies import clear_hooks
+
 M = TypeVar("M", bound=nn.Module)
 
 
@@ -14,6 +16,5 @@ def bare_copy(model: M) -> M:
     """A deep copy without the hooks that policies put on the original: they would see the copy's features as its own."""
     made = copy.deepcopy(model)
     for module in made.modules():
-        for hooks in (module._forward_hooks, module._forward_pre_hooks, module._backward_hooks):
-            hooks.clear()
+        clear_hooks(module)
     return made

@@ -14,7 +14,6 @@ from kdc.distill.answers import Answers
 from kdc.distill.devices import sent
 from kdc.distill.policy import Drawn
 from kdc.distill.settings import Training
-from kdc.distill.teacher import fast
 from kdc.distill.views import View, view
 
 PROGRESS_SECONDS = 0.5
@@ -80,7 +79,7 @@ class Drawing:
             yield Drawn(
                 number=number,
                 index=index,  # on the CPU: it counts rows of tensors that may be there or on the device
-                inputs=tuple(sent(fast(tensor), device) for tensor in batch.inputs),
+                inputs=tuple(sent(tensor, device) for tensor in batch.inputs),
                 labels=sent(batch.labels, device),
                 teacher=None if answers is None else sent(answers[index], device),
                 progress=number / self.steps,

@@ -21,8 +21,9 @@ from typing import IO
 import torch
 
 from kdc.core.contract import Again, Context
-from kdc.core.errors import KdcError, ModelError
+from kdc.core.errors import KdcError, ModelError, UserError
 from kdc.core.scratch import scratch_folder
+from kdc.core.user_frames import exits_refused
 from kdc.distill.devices import device_of
 from kdc.distill.settings import Training
 from kdc.distill.team import INTERFACES, LOST, MEETING, VARIABLES, LostError, Team, installed, member
@@ -102,7 +103,8 @@ def _joined(context: Context, name: str, training: Training, ended: bool) -> Ite
     torch.set_num_threads(share)
     Path(os.environ[_ARRIVED]).touch()
     try:
-        with member({name: os.environ[name] for name in VARIABLES} | _threads(share), training) as team:
+        variables = {name: os.environ[name] for name in VARIABLES} | _threads(share)
+        with member(variables, training) as team, exits_refused():
             yield team
     except LostError:
         sys.exit(LOST)
@@ -160,6 +162,8 @@ def _wait(context: Context, others: list[_Other]) -> None:
     """Until all have come to the training. A process alone at the meeting point would wait for hours."""
     while not all(other.arrived.exists() for other in others):
         for other in others:
+            if other.process.poll() == UserError.exit_code:
+                raise UserError(other.words)
             if other.process.poll() is not None:
                 raise KdcError(
                     f"{context.step}: another process of the training ended before it (exit code "

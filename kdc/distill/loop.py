@@ -24,6 +24,7 @@ from kdc.distill.calibration import calibrate
 from kdc.distill.devices import CPU, device_of, placed
 from kdc.distill.drawing import Drawing, Views
 from kdc.distill.launching import gathered
+from kdc.distill.memory_layout import settle_layout
 from kdc.distill.policies import policies
 from kdc.distill.policy import Drawn, Policy
 from kdc.distill.predict_only import asked_only
@@ -35,6 +36,7 @@ from kdc.distill.team import Team
 from kdc.distill.views import View
 
 CHECKPOINT = "training.safetensors"  # in the context's work folder
+_FEW = 2  # samples that show whether a memory layout works
 
 
 def train(
@@ -55,6 +57,7 @@ def train(
     if training.epochs == 0:
         return student.eval()
     context = taught(context, training.teachers)
+    settle_layout(student, context.data.calibration[:_FEW].inputs)
     with gathered(context, training, _ended(context, training)) as team:
         _teach(student, context, training, extra, frozen, team)
     calibrate(student, context, training, frozen)
@@ -110,7 +113,6 @@ class _Loop:
         student.requires_grad_(True)  # the teacher it may have been cut from does not train
         for module in frozen:
             module.requires_grad_(False)
-        student.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.trained = nn.ModuleList([student, *(p.trained for p in composed if p.trained is not None)])
         self.answers = TeacherAnswers(context, None, *reading(training.answers, composed))
         self.average = Average(student, frozen, training.ema)

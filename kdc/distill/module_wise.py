@@ -18,6 +18,7 @@ from kdc.distill.alignment import Layer
 from kdc.distill.feature_policy import Features, Part
 from kdc.distill.feature_settings import FeatureObjective, ModuleWise
 from kdc.distill.heads import outputs_of
+from kdc.distill.input_copies import clear_hooks
 from kdc.distill.objectives.logits import soft_targets
 from kdc.distill.objectives.shapes import wide
 from kdc.distill.pairing import Pair, pairs
@@ -237,7 +238,6 @@ def _taken_as(shape: tuple[int, ...], given: Layer) -> Layer:
 def _without_hooks(module: nn.Module) -> nn.Module:
     bare: Any = copy.deepcopy(module)
     for part in bare.modules():
-        part._forward_hooks.clear()
-        part._forward_pre_hooks.clear()
+        clear_hooks(part)
     made: nn.Module = bare.requires_grad_(False)
     return made

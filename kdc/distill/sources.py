@@ -20,10 +20,14 @@ from kdc.core.usercode import call, load_callable, source_fingerprint
 from kdc.core.weights import load_weights
 from kdc.distill.ask import AskedTeacher
 from kdc.distill.predict_only import Apart, OnnxTeacher, torchscript
+from kdc.distill.prepared import prepare
+from kdc.distill.scripted import check_torchscript, refuse_scripted
 from kdc.distill.several import Several
 from kdc.distill.teacher_answers import digest_of
 from kdc.distill.teacher_settings import AskedSource, BuiltSource, OnnxSource, TeacherSource, TorchScriptSource
 from targets.door.admit import admit
+
+_FEW = 2  # samples that show how a module takes them
 
 
 def load_source(source: TeacherSource, context: Context) -> nn.Module:
@@ -31,7 +35,8 @@ def load_source(source: TeacherSource, context: Context) -> nn.Module:
 
     What can only be asked has `predict_only`, no parameters, and is loaded when it is first asked: where all of its
     answers are in the cache, never.
-    Raises: ModelError where its code, its file or its weights cannot be used.
+    Raises: ModelError where its code, its file or its weights cannot be used, and for a TorchScript file unless the
+        context allows it.
     """
     match source:
         case BuiltSource():
@@ -39,6 +44,7 @@ def load_source(source: TeacherSource, context: Context) -> nn.Module:
         case OnnxSource(onnx=path):
             return OnnxTeacher(source_digest(source), _present(path))
         case TorchScriptSource(torchscript=path):
+            check_torchscript([source], context.allow_torchscript)
             _present(path)
             return Apart(source_digest(source), lambda: torchscript(path))
         case AskedSource():
@@ -92,15 +98,16 @@ def code(source: TeacherSource) -> tuple[str, ...]:
 
 def _built(source: BuiltSource, context: Context) -> nn.Module:
     digest = source_digest(source, context.seed)
+    samples = context.data.calibration[:_FEW].inputs
     if source.apart:
-        return Apart(digest, lambda: _made(source, context.seed))
-    model = _made(source, context.seed)
+        return Apart(digest, lambda: _made(source, context.seed, samples))
+    model = _made(source, context.seed, samples)
     if not hasattr(model, "digest"):  # a name that the user's own class may have
         model.digest = digest  # type: ignore[assignment]
     return model
 
 
-def _made(source: BuiltSource, seed: int) -> nn.Module:
+def _made(source: BuiltSource, seed: int, samples: tuple[torch.Tensor, ...]) -> nn.Module:
     where = f"teacher {source.build}"
     builder = load_callable(source.build, Path.cwd(), "teacher", ModelError)
     with torch.random.fork_rng(devices=[]):
@@ -108,9 +115,10 @@ def _made(source: BuiltSource, seed: int) -> nn.Module:
         model = call(builder, source.arguments, where, ModelError)
     if not isinstance(model, nn.Module):
         raise ModelError(f"{where} returned a {type(model).__name__}", do="return a torch.nn.Module")
+    refuse_scripted(model, where)
     if source.weights is not None:
         load_weights(model, source.weights)
-    model.eval().requires_grad_(False).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    prepare(model, samples)
     return model
 
 

@@ -12,7 +12,7 @@ from kdc.distill.objectives.logits import soft_targets
 from kdc.distill.objectives.subclasses import Directions, subclass_directions, subclass_logits
 from kdc.distill.policy import Batch, Policy
 from kdc.distill.projectors import LinearHead
-from kdc.distill.teacher import EVALUATION_BATCH, fast
+from kdc.distill.teacher import EVALUATION_BATCH
 
 
 class _Wide(nn.Module):
@@ -74,6 +74,6 @@ def _directions(settings: Subclasses, tap: HeadTap, context: Context) -> Directi
     chosen = train[order[: settings.samples].sort().values]
     embeddings = []
     for batch in chosen.batches(EVALUATION_BATCH):
-        context.teacher(*map(fast, batch.inputs))
+        context.teacher(*batch.inputs)
         embeddings.append(tap.features)
     return subclass_directions(torch.cat(embeddings), chosen.labels, tap.weight.float(), settings.subclasses)

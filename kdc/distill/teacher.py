@@ -28,17 +28,12 @@ def predict(model: nn.Module, split: Split, report: Callable[[int, int], None] |
     outputs: list[torch.Tensor] = []
     done = 0
     for batch in split.batches(EVALUATION_BATCH):
-        outputs.append(model(*(fast(tensor).to(device) for tensor in batch.inputs)).float().cpu())
+        outputs.append(model(*(tensor.to(device) for tensor in batch.inputs)).float().cpu())
         done += len(batch)
         if report is not None:
             report(done, len(split))
     model.train(training)
     return torch.cat(outputs)
-
-
-def fast(tensor: torch.Tensor) -> torch.Tensor:
-    """The tensor with its channels last in memory where it is a batch of maps: convolutions are up to twice as fast."""
-    return tensor.contiguous(memory_format=torch.channels_last) if tensor.dim() == 4 else tensor
 
 
 def points(outputs: torch.Tensor, split: Split, context: Context) -> float:

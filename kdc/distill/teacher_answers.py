@@ -20,7 +20,6 @@ from kdc.distill.cache import Cache
 from kdc.distill.forms import Bytes, Rebuilt, encode
 from kdc.distill.policy import Policy
 from kdc.distill.predict_only import asked_only
-from kdc.distill.teacher import fast
 from kdc.distill.views import View
 
 BLOCK = 250  # samples: what a teacher is given at once, and what is lost by a kill
@@ -159,7 +158,7 @@ class TeacherAnswers:
         training = self.teacher.training
         self.teacher.eval()
         device = next((tensor.device for tensor in self.teacher.parameters()), torch.device("cpu"))
-        outputs: torch.Tensor = self.teacher(*(fast(tensor).to(device) for tensor in samples.inputs)).float().cpu()
+        outputs: torch.Tensor = self.teacher(*(tensor.to(device) for tensor in samples.inputs)).float().cpu()
         self.teacher.train(training)
         return outputs
 

@@ -87,7 +87,7 @@ def advise(traits: Traits, evidence: Sequence[Evidence]) -> Advice:
 
 def traits_of_recipe(recipe: Recipe, keep_macs: float, emit: Emit = silent) -> Traits:
     """The traits of a recipe's task, with the student that `kdc bench distill` would train. Nothing is trained."""
-    inputs = load(recipe)
+    inputs = load(recipe, allow_torchscript=True)  # no other teacher is called
     emit(Note("looking at the data and the teacher"))
     with scratch_folder("advise") as folder:
         bench = Bench(inputs.teacher, inputs.data, inputs.task, inputs.device, folder)

@@ -122,6 +122,7 @@ class Job(BaseModel, frozen=True, extra="forbid"):
     threads: int
     parent: int
     figures: Figures
+    allow_torchscript: bool = False
 
 
 @dataclass(frozen=True)
@@ -135,6 +136,7 @@ class GoOn:
     cache: Path | None
     gigabytes: float | None
     figures: Figures
+    allow_torchscript: bool = False
 
     def __call__(self, training: str, folder: Path) -> tuple[Sequence[str], Mapping[str, str]]:
         """The command and its environment; the work folder is copied, for two cannot write into one."""
@@ -149,6 +151,7 @@ class GoOn:
             threads=torch.get_num_threads(),
             parent=os.getpid(),
             figures=self.figures,
+            allow_torchscript=self.allow_torchscript,
         )
         (folder / JOB).write_text(job.model_dump_json())
         return [sys.executable, "-P", "-m", MODULE, str(folder)], own_environment()

@@ -16,7 +16,7 @@ from kdc.core.contract import Fact
 from kdc.core.errors import FolderError, LawError
 from kdc.core.spec import DeviceFile
 from kdc.core.store import Store
-from kdc.distill.teacher import EVALUATION_BATCH, predict
+from kdc.distill.teacher import predict
 from kdc.driver import folder
 from kdc.driver.compress import LOCK, REPORT, STAGED, STRUCTURE
 from kdc.driver.evaluate import Array, decided, run_over
@@ -50,7 +50,11 @@ def check(out: Path) -> Checked:
         )
     lines = ["checksums: every file is as it was written"]
     report = Report.model_validate_json((out / REPORT).read_text())
-    inputs = load(load_recipe(out / LOCK, {}, [], PASSES), Store(out / folder.PRIVATE / "store"))
+    inputs = load(
+        load_recipe(out / LOCK, {}, [], PASSES),
+        Store(out / folder.PRIVATE / "store"),
+        allow_torchscript=True,  # no teacher but the recipe's own is called here
+    )
     student = rebuild(out, inputs)
     lines.append(f"structure: rebuilt from {STRUCTURE} and {WEIGHTS}, {len(student.lineage)} steps replayed")
     split, task = inputs.data.test, inputs.task
@@ -73,11 +77,13 @@ def check(out: Path) -> Checked:
     return Checked(tuple(lines))
 
 
-def _run(path: Path, inputs: Inputs, batch: int = EVALUATION_BATCH) -> tuple[Array, Array | None]:
+def _run(path: Path, inputs: Inputs, batch: int | None = None) -> tuple[Array, Array | None]:
+    """Args: batch: in place of the target's own."""
     if path.suffix == ".onnx" or is_cascade(path):
         admit(path)  # a run's folder may have come from somebody else
-    file = DeviceFile(path, inputs.device.runtime)
-    return run_over(runtime_of(inputs.device).load(file, inputs.device), inputs.data.test, batch=batch)
+    device = inputs.device
+    engine = runtime_of(device).load(DeviceFile(path, device.runtime), device)
+    return run_over(engine, inputs.data.test, batch or device.batch)
 
 
 def rebuild(out: Path, inputs: Inputs) -> Artifact[torch.nn.Module]:

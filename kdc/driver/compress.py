@@ -59,12 +59,19 @@ def identity(recipe: Recipe) -> dict[str, str]:
 
 
 def compress(
-    recipe: Recipe, out: Path, emit: Emit = silent, kept: Kept | None = None, *, force: bool = False
+    recipe: Recipe,
+    out: Path,
+    emit: Emit = silent,
+    kept: Kept | None = None,
+    *,
+    force: bool = False,
+    allow_torchscript: bool = False,
 ) -> Report:
     """Run a recipe into a folder, or go on with it where an earlier command stopped.
 
     Args: kept: where and how much of the teacher's answers; it changes no result. force: overwrite files in `out` that
-        stand in a result's place, and that kdc did not write.
+        stand in a result's place, and that kdc did not write. allow_torchscript: whether TorchScript files that
+        `training.teachers` names may be called.
     Returns: the report; `report.met` says whether every limit of the budget is met (else the nearest student is kept).
     Raises: UserError for the user's mistakes, LawError where a pass broke its contract.
     """
@@ -75,7 +82,7 @@ def compress(
     plan = make(recipe.passes, device)
     folder.check(out, identity(recipe), () if force else (STUDENT, TEACHER, REPORT, WEIGHTS, STRUCTURE, LOCK))
     _admit_files(recipe)
-    named = read(recipe)
+    named = read(recipe, allow_torchscript=allow_torchscript)
     lock = lock_text(recipe)
     with folder.opened(out, identity(recipe)) as private:
         sha = hashlib.sha256(lock.encode()).hexdigest()

@@ -19,9 +19,13 @@ from kdc.core.spec import TensorSpec
 from kdc.core.store import Parts, Store
 from kdc.core.usercode import call, load_callable, source_fingerprint
 from kdc.core.weights import load_weights
+from kdc.distill.prepared import prepare
+from kdc.distill.scripted import check_torchscript, refuse_scripted
+from kdc.distill.sources import named_in
 from kdc.distill.synthesis.domain import domains_of
 from kdc.driver.recipe import Recipe
 from kdc.driver.synthetic import synthetic, told_of
+from kdc.driver.teacher_checks import check_teacher, samples_of
 from kdc.tasks.classification import task_of
 from kdc.tasks.data import NAMES, UNLABELED, Given, check_alike, completed, input_specs, read_given
 from targets.device import load_device
@@ -37,6 +41,7 @@ class Inputs:
     data: Splits
     teacher: Artifact[nn.Module]
     teacher_source: str
+    allow_torchscript: bool = False
 
 
 @dataclass(frozen=True)
@@ -49,6 +54,7 @@ class Named:
     data: Splits | Given
     teacher: Artifact[nn.Module]
     teacher_source: str
+    allow_torchscript: bool = False
 
     def inputs(self, store: Store | None = None, emit: Emit = silent) -> Inputs:
         """The recipe's inputs. A training split is synthesised where the recipe asks for one, unless the store has it.
@@ -61,7 +67,7 @@ class Named:
             made = synthetic(self.teacher, builder_parts(self), settings, recipe.seed, store, emit)
             notes = (*made.notes, *told_of(set(data.splits) - {UNLABELED}))
             data = completed(data.with_train(made.split, notes), recipe.seed)
-        return Inputs(recipe, self.device, self.task, data, self.teacher, self.teacher_source)
+        return Inputs(recipe, self.device, self.task, data, self.teacher, self.teacher_source, self.allow_torchscript)
 
 
 def builder_parts(inputs: Named | Inputs) -> Parts:
@@ -76,20 +82,22 @@ def builder_parts(inputs: Named | Inputs) -> Parts:
     }
 
 
-def load(recipe: Recipe, store: Store | None = None, emit: Emit = silent) -> Inputs:
+def load(recipe: Recipe, store: Store | None = None, emit: Emit = silent, *, allow_torchscript: bool = False) -> Inputs:
     """Load everything that the recipe names, and synthesise what it asks for unless the store has it.
 
     Raises: TargetError, DataError, ModelError: one message each.
     """
-    return read(recipe).inputs(store, emit)
+    return read(recipe, allow_torchscript=allow_torchscript).inputs(store, emit)
 
 
-def read(recipe: Recipe) -> Named:
+def read(recipe: Recipe, *, allow_torchscript: bool = False) -> Named:
     """Load everything that the recipe names.
 
+    Args: allow_torchscript: whether TorchScript files may be called as teachers.
     Raises: TargetError, DataError, ModelError: one message each, before any time is spent.
     """
     device = load_device(recipe.target)
+    check_torchscript(named_in(recipe.passes or ()), allow_torchscript)
     task = task_of(recipe.task)
     given = read_data(recipe)
     data = given if recipe.data.synthesise is not None else completed(given, recipe.seed)
@@ -104,7 +112,7 @@ def read(recipe: Recipe) -> Named:
         like = Split(tuple(map(example, teacher.inputs)), torch.zeros(1, dtype=torch.int64))
         task.check(like, "synthetic samples", outputs)
         check_alike(given, like)
-    return Named(recipe, device, task, data, teacher, source)
+    return Named(recipe, device, task, data, teacher, source, allow_torchscript)
 
 
 def read_data(recipe: Recipe) -> Given:
@@ -129,9 +137,11 @@ def load_teacher(recipe: Recipe, seen: Split | None) -> tuple[Artifact[nn.Module
         model = call(builder, recipe.teacher.arguments, where, ModelError)
     if not isinstance(model, nn.Module):
         raise ModelError(f"{where} returned a {type(model).__name__}", do="return a torch.nn.Module")
+    refuse_scripted(model, where)
     if recipe.teacher.weights is not None:
         load_weights(model, Path(recipe.teacher.weights))
-    model.eval().requires_grad_(False).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    model.eval()
+    model.requires_grad_(False)
     inputs = recipe.teacher.inputs
     if inputs is None:
         if seen is None:
@@ -140,7 +150,15 @@ def load_teacher(recipe: Recipe, seen: Split | None) -> tuple[Artifact[nn.Module
                 do="write teacher.inputs into the recipe, as in [{name: image, shape: [batch, 1, 28, 28]}]",
             )
         inputs = input_specs(seen, list(inspect.signature(model.forward).parameters))
-    return Artifact(model, inputs, (_output(model, inputs, where),)), source_fingerprint(builder)
+    output = _output(model, inputs, where)
+    if any(isinstance(spec.shape[0], int) for spec in inputs if spec.shape):
+        prepare(model, tuple(map(example, inputs)))  # a batch of one size alone: there is nothing to compare
+    else:
+        limits = None if recipe.data.synthesise is None else recipe.data.synthesise.limits
+        samples = samples_of(seen, inputs, limits, recipe.seed)
+        prepare(model, samples)
+        check_teacher(model, samples, where)
+    return Artifact(model, inputs, (output,)), source_fingerprint(builder)
 
 
 @torch.no_grad()

@@ -20,7 +20,9 @@ from kdc.core.observe import Emit, Note, silent
 from kdc.core.store import Store, key_of
 from kdc.core.usercode import load_callable, source_fingerprint
 from kdc.core.writing import discard, write_text
+from kdc.distill.scripted import check_torchscript
 from kdc.distill.settings import Training
+from kdc.distill.sources import named_in
 from kdc.driver import folder
 from kdc.driver.bench_keys import libraries
 from kdc.driver.inputs import load
@@ -61,12 +63,19 @@ def identity(recipe: Recipe) -> dict[str, str]:
 
 
 def leaderboard(
-    recipe: Recipe, options: Options, out: Path, jobs: int = 1, emit: Emit = silent, *, force: bool = False
+    recipe: Recipe,
+    options: Options,
+    out: Path,
+    jobs: int = 1,
+    emit: Emit = silent,
+    *,
+    force: bool = False,
+    allow_torchscript: bool = False,
 ) -> Leaderboard:
     """Train what is not stored yet, and judge.
 
     Args: jobs: trials at once, each in a process of its own; 1: in this one. force: overwrite a leaderboard.json that kdc
-        did not write.
+        did not write. allow_torchscript: whether TorchScript files may be called as teachers.
     Returns: the leaderboard, which is also written to `out`.
     Raises: UserError for the user's mistakes. A method that cannot be used with these models is none, and a fault of
         kdc's own in one method loses no other's trials: the row says why, and of a fault its `fault` shows the traceback.
@@ -77,8 +86,9 @@ def leaderboard(
             do="give data.load",
         )
     competing = _competing(recipe, options, emit)
+    check_torchscript(named_in(tuple(one.training for one in competing)), allow_torchscript)
     folder.check(out, identity(recipe), () if force else (LEADERBOARD,))
-    inputs = load(recipe)
+    inputs = load(recipe, allow_torchscript=allow_torchscript)
     with folder.opened(out, identity(recipe)) as private, one_thread():
         lock = private / LOCK
         discard(lock)

@@ -16,9 +16,10 @@ from typing import Any, NoReturn
 
 import torch
 
-from kdc.core.errors import KdcError, LawError
+from kdc.core.errors import KdcError, LawError, UserError
 from kdc.core.observe import silent
 from kdc.core.store import Entry, Parts, Store
+from kdc.core.user_frames import exits_refused
 from kdc.distill.team import LOST
 from kdc.driver.again import JOB, RECIPE, WORK, Job, Replayed
 from kdc.driver.inputs import load
@@ -45,7 +46,7 @@ def go_on(job: Job, folder: Path) -> NoReturn:
     """
     recipe = load_recipe(folder / RECIPE, {}, [], PASSES)
     store = _Read(job.store)
-    inputs = load(recipe, store)
+    inputs = load(recipe, store, allow_torchscript=job.allow_torchscript)
     steps = Steps(inputs, store, silent, Kept(job.cache, job.gigabytes))
     made = steps.root
     for planned in make(recipe.passes, inputs.device).compress:
@@ -73,7 +74,11 @@ def main() -> None:
         sys.exit(LOST)
     torch.set_num_threads(job.threads)
     try:
-        go_on(job, folder)
+        with exits_refused():
+            go_on(job, folder)
+    except UserError as error:
+        print(error, file=sys.stderr)
+        sys.exit(error.exit_code)
     except KdcError as error:
         sys.exit(str(error))
 

@@ -31,12 +31,12 @@ class Preview:
     notes: tuple[str, ...]
 
 
-def preview(recipe: Recipe, plan: Plan, device: Device) -> Preview:
+def preview(recipe: Recipe, plan: Plan, device: Device, *, allow_torchscript: bool = False) -> Preview:
     """Export the teacher, compare its operators with the target's, and load it in the target's runtime.
 
     Raises: DataError, ModelError, TargetError: what `kdc compress` would meet at its start.
     """
-    named = read(_hasty(recipe))
+    named = read(_hasty(recipe), allow_torchscript=allow_torchscript)
     inputs = named.inputs()
     check_showable(recipe.budget, len(inputs.data.validation))
     with scratch_folder("preview") as scratch:

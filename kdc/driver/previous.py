@@ -29,7 +29,7 @@ def answers_of_release(path: Path, classes: int, split: Split) -> Array:
             f"{path}: the previous release takes {_told(engine.inputs)} a sample; the data hold {_told(own)}",
             do="name a release that takes the same inputs, or leave `previous` out",
         )
-    found, _ = run_over(engine, split)
+    found, _ = run_over(engine, split, device.batch)
     if found.ndim != 2 or found.shape[1] != classes:
         raise ModelError(
             f"{path}: the previous release gives {list(found.shape[1:])} numbers a sample; the teacher gives [{classes}]",

@@ -185,21 +185,24 @@ class Steps:
             emit=self.emit,
             teacher_cost=teacher_cost,
             forecasts=forecasts,
+            allow_torchscript=inputs.allow_torchscript,
         )
 
     def _again(self, context: Context, figures: Figures) -> GoOn:
         """How another process goes on with the step of this context."""
         kept = self.kept
         return GoOn(
-            self.inputs.recipe, context.step, context.work, self.store.root, kept.folder, kept.gigabytes, figures
-        )
+            self.inputs.recipe, context.step, context.work, self.store.root, kept.folder, kept.gigabytes, figures,
+            self.inputs.allow_torchscript,
+        )  # fmt: skip
 
     def make(self, planned: Planned, incoming: Artifact[Any], context: Context) -> tuple[Artifact[Any], Step]:
         """The step made in its context's work folder: gone on with where it was begun there."""
         name, settings = context.step, planned.settings
+        data = context.data  # the watched context hides the test split
         context, reads = watched(context, settings)
         make_folder(context.work)
-        digest = incoming.digest()
+        digest, samples = incoming.digest(), data.digest()
         if os.path.lexists(context.work / FINDINGS):
             read_checked(context.work / FINDINGS)  # seen now, and not when hours of training have gone by
         kept = context.work / DECISION
@@ -220,6 +223,7 @@ class Steps:
         if isinstance(tuned.model, nn.Module):
             probe = self.inputs.data.calibration[:16].inputs
             verify.finite(name, tuned.model.eval(), probe)
+        verify.same_samples(name, samples, data)
         step = Step(
             kind=settings.kind,
             version=settings.version,

@@ -17,8 +17,9 @@ from kdc.core.data import Split, Splits
 from kdc.core.errors import ModelError
 from kdc.core.usercode import call, load_callable
 from kdc.distill.alignment import Layer
+from kdc.distill.input_copies import copy_inputs_if_changed
 from kdc.distill.taps import Tap, candidates
-from kdc.distill.teacher import EVALUATION_BATCH, fast
+from kdc.distill.teacher import EVALUATION_BATCH
 from passes.prune import Kept, Prune
 
 Start = Literal["fresh", "pruned"]
@@ -50,9 +51,10 @@ def cut(teacher: Artifact[nn.Module], structure: Structure) -> nn.Module:
     return made
 
 
-def built(build: str, seed: int) -> nn.Module:
+def built(build: str, seed: int, samples: tuple[torch.Tensor, ...]) -> nn.Module:
     """The user's own student, whose weights its callable draws by the seed.
 
+    Args: samples: of the data, one tensor [batch, ...] for each of its inputs.
     Raises: ModelError where it cannot be called, or gives no module.
     """
     builder = load_callable(build, Path.cwd(), "student", ModelError)
@@ -61,6 +63,7 @@ def built(build: str, seed: int) -> nn.Module:
         made = call(builder, {}, f"student {build}", ModelError)
     if not isinstance(made, nn.Module):
         raise ModelError(f"student {build} returned a {type(made).__name__}", do="return a torch.nn.Module")
+    copy_inputs_if_changed(made, samples)
     return made
 
 
@@ -98,7 +101,7 @@ def random_teacher(teacher: nn.Module, data: Splits, seed: int) -> nn.Module:
         norm.train()
     with torch.no_grad():
         for batch in data.calibration.batches(EVALUATION_BATCH):
-            made(*map(fast, batch.inputs))
+            made(*batch.inputs)
     for norm, momentum in zip(norms, momenta, strict=True):
         norm.momentum = momentum
     return made.eval().requires_grad_(False)
@@ -154,5 +157,5 @@ def truncated_teacher(teacher: nn.Module, data: Splits, task: Task) -> Truncated
 
 
 def _over(model: Truncated, split: Split) -> torch.Tensor:
-    parts = [model.features(*map(fast, batch.inputs)) for batch in split.batches(EVALUATION_BATCH)]
+    parts = [model.features(*batch.inputs) for batch in split.batches(EVALUATION_BATCH)]
     return torch.cat(parts).double()

@@ -52,12 +52,13 @@ class Bench:
     task: Task
     device: Device
     cache: Path
+    allow_torchscript: bool = False
     _cut: dict[Structure, nn.Module] = field(default_factory=dict)
 
     def student(self, structure: Structure, start: Start, seed: int) -> nn.Module:
         """A student to train. One structure is cut from the teacher once, for to follow its channels takes seconds."""
         if structure.build is not None:
-            return built(structure.build, seed)
+            return built(structure.build, seed, self.data.calibration[:2].inputs)
         if structure not in self._cut:
             self._cut[structure] = cut(self.teacher, structure)
         made = copy.deepcopy(self._cut[structure])
@@ -75,6 +76,7 @@ class Bench:
         return Context(
             step="bench", device=self.device, task=self.task, data=self.data, teacher=teacher, budget=Budget(),
             seed=seed, work=work, cache=cache, emit=emit, teacher_cost=_no_costs, forecasts=_no_costs,
+            allow_torchscript=self.allow_torchscript,
         )  # fmt: skip
 
     def answers(self, split: str) -> np.ndarray[Any, Any]:

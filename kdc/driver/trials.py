@@ -26,6 +26,7 @@ from kdc.core.contract import named_seed
 from kdc.core.errors import DamagedError, DataError, ModelError
 from kdc.core.observe import Emit, Note, Progress
 from kdc.core.store import KEY_DIGITS, Entry, Parts, Store, key_of
+from kdc.core.user_frames import exits_refused
 from kdc.core.weights import save_weights
 from kdc.core.writing import discard, make_folder
 from kdc.distill.sources import named_in, source_digest
@@ -53,7 +54,7 @@ class Table:
         self.inputs, self.store = replace(inputs, data=data), store
         self.root = {**root_parts(self.inputs), "task": inputs.task.name, "libraries": libraries()}
         cache = store.root / "cache" / key_of({**self.root, "source": digests("kdc.distill.teacher")})[:KEY_DIGITS]
-        self.bench = Bench(inputs.teacher, data, inputs.task, inputs.device, cache)
+        self.bench = Bench(inputs.teacher, data, inputs.task, inputs.device, cache, inputs.allow_torchscript)
 
     def parts(self, trial: Trial) -> Parts:
         """All that could change the trial's result."""
@@ -99,21 +100,22 @@ def _step(trial: Trial) -> str:
 _own: list[Table] = []  # a worker's own table
 
 
-def _begin(lock: str, root: str, samples: int | None, temporary: str) -> None:
+def _begin(lock: str, root: str, samples: int | None, temporary: str, allow_torchscript: bool) -> None:
     end_with_parent()
     os.environ["TMPDIR"] = tempfile.tempdir = temporary  # what it leaves goes with its parent's
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent ends this process
     torch.set_num_threads(THREADS)
     recipe = load_recipe(Path(lock), {}, [], PASSES)
-    _own[:] = [Table(load(recipe), Store(Path(root)), samples)]
+    _own[:] = [Table(load(recipe, allow_torchscript=allow_torchscript), Store(Path(root)), samples)]
 
 
 def _one(trial: str) -> str:
     """An empty text, or the traceback of a fault."""
-    try:
-        _own[0].work(Trial.model_validate_json(trial))
-    except Exception:
-        return traceback.format_exc()
+    with exits_refused():  # else the user's sys.exit would come out of the pool as one, without its line
+        try:
+            _own[0].work(Trial.model_validate_json(trial))
+        except Exception:
+            return traceback.format_exc()
     return ""
 
 
@@ -168,7 +170,13 @@ class Jobs:
             min(self.count, len(waiting)),
             multiprocessing.get_context("spawn"),
             _begin,
-            (str(self.lock), str(table.store.root), samples, scratch.environment()["TMPDIR"]),
+            (
+                str(self.lock),
+                str(table.store.root),
+                samples,
+                scratch.environment()["TMPDIR"],
+                table.inputs.allow_torchscript,
+            ),
         )
         keys: dict[Future[str], str] = {}
         try:

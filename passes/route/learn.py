@@ -21,7 +21,7 @@ from kdc.distill.policies import policies
 from kdc.distill.policy import Batch, Policy
 from kdc.distill.settings import Objective
 from kdc.distill.taps import Tap
-from kdc.distill.teacher import EVALUATION_BATCH, fast
+from kdc.distill.teacher import EVALUATION_BATCH
 from kdc.distill.teacher_answers import TeacherAnswers
 from kdc.distill.views import view
 from passes.route.stages import parameters_by_name
@@ -77,7 +77,7 @@ def _begin(cascade: Cascade, context: Context) -> None:
     cascade.eval()
     pooled: list[list[torch.Tensor]] = [[] for _ in cascade.exits]
     for batch in samples[some].batches(EVALUATION_BATCH):
-        features: tuple[torch.Tensor, ...] = tuple(map(fast, batch.inputs))
+        features: tuple[torch.Tensor, ...] = batch.inputs
         for stage, head, seen in zip(cascade.stages, cascade.exits, pooled, strict=False):
             features = (stage(*features),)
             seen.append(head.pooled(*features))  # type: ignore[operator]

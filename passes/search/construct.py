@@ -17,6 +17,7 @@ from kdc.core.contract import named_seed
 from kdc.core.errors import ModelError
 from kdc.core.trace import TRACE_BATCH
 from kdc.core.usercode import call, load_callable
+from kdc.distill.input_copies import copy_inputs_if_changed
 from passes.search import families
 from passes.search.shrink import Shrinker, shrink
 from passes.search.spaces import OwnStudent, PlainStudent, ResidualStudent, ShrunkStudent, Student, key
@@ -100,9 +101,11 @@ def _own(student: OwnStudent, artifact: Artifact[nn.Module]) -> nn.Module:
             f"{what}({given}) returned a {type(model).__name__}; expected a torch.nn.Module", do="return the network"
         )
     model.eval()
+    samples = tuple(example(spec, TRACE_BATCH) for spec in artifact.inputs)
+    copy_inputs_if_changed(model, samples)
     try:
         with torch.no_grad():
-            outputs = model(*(example(spec, TRACE_BATCH) for spec in artifact.inputs))
+            outputs = model(*samples)
     except Exception as error:  # whatever a user's forward raises
         raise ModelError(
             f"{what}({given}): the network fails on {_told(artifact.inputs)}: {type(error).__name__}: {error}",

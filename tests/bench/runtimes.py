@@ -103,7 +103,7 @@ def rows(inputs, folder, rounds, targets):
             if reason is not None:
                 found.append([key, [f"yes; not run: {reason}", "", ""]])
                 continue
-            answers, _ = run_over(runtime.load(file, device), test)
+            answers, _ = run_over(runtime.load(file, device), test, device.batch)
             expected = predict(artifact.model, test).numpy()
             off = float(np.abs(answers - expected).max() / np.sqrt(np.mean(expected**2)))
             accuracy = 100 * float(inputs.task.scores(answers, test.labels.numpy()).mean())

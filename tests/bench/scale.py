@@ -20,7 +20,6 @@ from torch.nn import functional
 from kdc.distill.forward import Forward
 from kdc.distill.settings import Training
 from kdc.distill.stepping import Stepper
-from kdc.distill.teacher import fast
 
 WAYS = {
     "plain": (False, Training()),
@@ -49,7 +48,7 @@ class Way:
         self.student = network().to(device)
         if last:
             self.student.to(memory_format=torch.channels_last)
-        self.images, self.labels, self.device = (fast(images) if last else images), labels, device
+        self.images, self.labels, self.device = images, labels, device
         self.forward = Forward(self.student, training, device)
         if training.compile:
             self.forward.compile((self.images,), lambda note: print(note.text, flush=True))

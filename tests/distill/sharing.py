@@ -75,6 +75,11 @@ class Breaking(Odd):
         raise RuntimeError("the cat sat on the mat")
 
 
+class Exiting(Odd):
+    def other(self, x: torch.Tensor) -> torch.Tensor:
+        sys.exit(0)
+
+
 class Infinite(Odd):
     def other(self, x: torch.Tensor) -> torch.Tensor:
         return self.inner(x) * float("inf")
@@ -99,8 +104,9 @@ def step(kind: str, context: Context) -> nn.Module:
             return train(network(), context, PAIR, [Killing()])
         case "scarce":
             return train(Odd(network(), 8), context, SHORT).inner
-        case "dying" | "breaking" | "infinite":
-            return train({"dying": Dying, "breaking": Breaking, "infinite": Infinite}[kind](network()), context, SHORT)
+        case "dying" | "breaking" | "infinite" | "exiting":
+            odd = {"dying": Dying, "breaking": Breaking, "infinite": Infinite, "exiting": Exiting}[kind]
+            return train(odd(network()), context, SHORT)
         case "staged":
             model = train(network(), context.named("stage"), SHORT.model_copy(update={"processes": 1}))
             return train(model, context, SHORT)

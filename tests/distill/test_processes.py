@@ -66,6 +66,7 @@ def test_the_second_of_two_trainings_is_joined_behind_the_first(tmp_path):
             "dying", KdcError, r"was lost \(exit code -9\).*the last checkpoint is kept", marks=pytest.mark.slow
         ),
         ("infinite", ModelError, r"^test: the loss of kd is .* at step 0 of 3, for 16 of 16"),
+        ("exiting", ModelError, r"user's code ended the program with SystemExit \(0\) at .*sharing\.py:\d+"),
         ("refused", KdcError, r"(?s)ended before it \(exit code 1\): the dog ate the data.*feed the dog"),
         ("forgetful", KdcError, r"test.more: another process, .* to join test, comes to a training that has not ended"),
         ("unlike", LawError, "the processes of the training come to different students"),

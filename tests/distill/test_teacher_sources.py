@@ -73,7 +73,10 @@ def test_an_onnx_file_answers_as_its_module_with_any_batch(small_context, tmp_pa
 def test_a_torchscript_file_answers_as_its_module(small_context, tmp_path):
     with pytest.warns(DeprecationWarning, match="torch.jit"):
         torch.jit.save(torch.jit.trace(small_context.teacher, torch.zeros(2, 1, 6, 6)), tmp_path / "teacher.ts")
-    teacher = load_source(TorchScriptSource(torchscript=tmp_path / "teacher.ts"), small_context)
+    source = TorchScriptSource(torchscript=tmp_path / "teacher.ts")
+    with pytest.raises(ModelError, match="can write files"):
+        load_source(source, small_context)
+    teacher = load_source(source, dataclasses.replace(small_context, allow_torchscript=True))
     same_answers(small_context, teacher)
     assert teacher.predict_only
     assert not list(teacher.parameters())
@@ -122,6 +125,7 @@ def test_a_file_whose_answers_are_all_there_is_not_loaded(small_context, tmp_pat
         with pytest.warns(DeprecationWarning, match="torch.jit"):
             torch.jit.save(torch.jit.trace(small_context.teacher, torch.zeros(2, 1, 6, 6)), path)
         source = TorchScriptSource(torchscript=path)
+    small_context = dataclasses.replace(small_context, allow_torchscript=True)
     same_answers(small_context, load_source(source, small_context))
 
     def refuse(*_: object, **__: object) -> None:
@@ -181,6 +185,7 @@ def test_what_the_store_must_know_is_named(tmp_path):
 @pytest.mark.parametrize("kind", [OnnxSource, TorchScriptSource])
 def test_a_file_that_is_not_there_or_is_something_else_is_told(small_context, tmp_path, kind):
     name = next(iter(kind.model_fields))
+    small_context = dataclasses.replace(small_context, allow_torchscript=True)
     with pytest.raises(ModelError, match="there is no file"):
         load_source(kind(**{name: tmp_path / "none"}), small_context)
     (tmp_path / "text").write_text("no model")

@@ -146,6 +146,6 @@ def test_draws_go_by_the_seed_and_not_by_the_method(teacher, data, tmp_path):
 def test_a_student_of_the_users_own_draws_its_weights_by_the_seed(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "net.py").write_text("from torch import nn\ndef small():\n    return nn.Linear(4, 3)\n")
-    first, same, other = (built(f"{os.fspath(tmp_path)}/net.py:small", seed) for seed in (0, 0, 1))
+    first, same, other = (built(f"{os.fspath(tmp_path)}/net.py:small", seed, ()) for seed in (0, 0, 1))
     assert torch.equal(first.weight, same.weight)
     assert not torch.equal(first.weight, other.weight)

@@ -18,7 +18,6 @@ from kdc.distill.projectors import LinearProjector
 from kdc.distill.strategies.balance import Losses, balanced, summed
 from kdc.distill.strategies.classes import count_classes, told
 from kdc.distill.strategy_settings.weights import Trilateral
-from kdc.distill.teacher import fast
 
 Tensors = Mapping[str, torch.Tensor]
 _BETA1, _BETA2, _EPSILON = 0.9, 0.999, 1e-8  # of Adam, Kingma & Ba 2015, arXiv:1412.6980
@@ -153,7 +152,7 @@ class TrilateralWeights(Policy):
         length = self.settings.lookahead
         after = {name: p - length * slope for (name, p), slope in zip(before.items(), slopes, strict=True)}
         rest = {**dict(self.student.named_buffers()), **dict(self.student.named_parameters())}
-        outputs = functional_call(self._stepped, {**rest, **after}, tuple(map(fast, held.inputs)))
+        outputs = functional_call(self._stepped, {**rest, **after}, tuple(held.inputs))
         loss: torch.Tensor = self.context.task.loss(outputs, held.labels).mean()
         return loss
 

@@ -19,7 +19,6 @@ from kdc.distill.policy import Batch, Drawn, Policy
 from kdc.distill.strategies.classes import count_classes, told
 from kdc.distill.strategy_settings.layered import Layered
 from kdc.distill.taps import Tap, candidates, described
-from kdc.distill.teacher import fast
 
 
 class LayeredAnswers(Policy):
@@ -64,7 +63,7 @@ class LayeredAnswers(Policy):
             (images,) = drawn.inputs
             turned = torch.cat([images.rot90(turn, (2, 3)) for turn in range(1, self.turns)])
             statistics = {name: buffer.clone() for name, buffer in self.student.named_buffers()}
-            functional_call(self.student, statistics, (fast(turned),))
+            functional_call(self.student, statistics, (turned,))
             self._turned = self._answers()
         return drawn
 

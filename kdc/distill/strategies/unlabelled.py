@@ -14,7 +14,6 @@ from kdc.core.errors import DataError
 from kdc.distill.policy import Asked, Drawn, Policy, Rows
 from kdc.distill.settings import Training
 from kdc.distill.strategy_settings.unlabelled import Unlabelled
-from kdc.distill.teacher import fast
 from kdc.distill.views import View, view
 
 
@@ -66,7 +65,7 @@ class UnlabelledSamples(Policy):
         return dataclasses.replace(
             drawn,
             index=torch.cat([drawn.index[:stay], len(self.context.data.train) + which]),
-            inputs=tuple(fast(torch.cat([old[:stay], new])) for old, new in both),
+            inputs=tuple(torch.cat([old[:stay], new]) for old, new in both),
             labels=torch.cat([drawn.labels[:stay], samples.labels]),
             teacher=answers,
             others=_joined(drawn.others, seen.others, stay, which),

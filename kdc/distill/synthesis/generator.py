@@ -18,7 +18,6 @@ from kdc.distill.synthesis.domain import REACH, Domain
 from kdc.distill.synthesis.settings import GeneratorSettings
 from kdc.distill.synthesis.statistics import WatchedStatistics
 from kdc.distill.synthesis.terms import activation, information_entropy, one_hot
-from kdc.distill.teacher import fast
 
 _CONVOLUTIONS = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
 _NORMS = {0: nn.BatchNorm1d, 1: nn.BatchNorm1d, 2: nn.BatchNorm2d, 3: nn.BatchNorm3d}
@@ -116,7 +115,7 @@ def train_generator(
             for group in optimizer.param_groups:
                 group["lr"] = settings.learning_rate * 0.5 * (1 + math.cos(math.pi * step / settings.steps))
             inputs = made(torch.randn((settings.batch, settings.latent), generator=draws))
-            logits = teacher(*map(fast, inputs)).float()
+            logits = teacher(*inputs).float()
             loss = settings.one_hot * one_hot(logits).mean()
             loss = loss + settings.information_entropy * information_entropy(logits)
             loss = loss + settings.batch_norm * statistics.taken()

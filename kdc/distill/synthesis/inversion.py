@@ -14,7 +14,6 @@ from kdc.distill.synthesis.domain import REACH, Domain
 from kdc.distill.synthesis.settings import InversionSettings
 from kdc.distill.synthesis.statistics import WatchedStatistics
 from kdc.distill.synthesis.terms import total_variation
-from kdc.distill.teacher import fast
 
 
 def invert(
@@ -48,7 +47,7 @@ def invert(
             for group in optimizer.param_groups:
                 group["lr"] = settings.learning_rate * 0.5 * (1 + math.cos(math.pi * step / settings.steps))
             seen = [_disturbed(tensor, settings, generator) for tensor in standard]
-            inputs = [fast(domain.scaled(tensor)) for tensor, domain in zip(seen, domains, strict=True)]
+            inputs = [domain.scaled(tensor) for tensor, domain in zip(seen, domains, strict=True)]
             loss = functional.cross_entropy(teacher(*inputs).float(), classes)
             loss = loss + settings.batch_norm * statistics.taken(settings.first_batch_norm)
             for tensor in seen:
