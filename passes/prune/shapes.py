@@ -13,7 +13,7 @@ from torch.fx import Node
 
 from passes.prune.flow import FREE_SIZES, Flow, Rule, argument, operator, sizes
 from passes.prune.labels import Array, Dims
-from passes.prune.layers import broadcast, pointwise
+from passes.prune.pointwise import broadcast, pointwise
 
 
 def reshape(flow: Flow, node: Node) -> Dims | list[Dims]:
