@@ -37,9 +37,9 @@ def count(model: onnx_ir.Model) -> tuple[int, int]:
     Parameters are the elements of all initializers that can be weights: integers of 64 bits (shapes, axes), truth
     values, scales and zero points are left out, so that quantizing does not change the number. Multiply-accumulates are
     those of convolutions, transposed convolutions, matrix products, einsum, attention and recurrent layers, in float or
-    quantized; a bias, an activation or a normalization is not counted, as is the field's habit. Every free size counts
-    as 1: a batch of one. A product of weights alone is none of a sample's: runtimes compute it once, at load. Both branches of an `If` and the body of a `Loop` count once each: the longest way of an early
-    exit counts in full.
+    quantized; a bias, an activation or a normalization is not counted, as is the field's habit. A product of weights
+    alone is none of a sample's: runtimes compute it once, at load. Every free size counts as 1: a batch of one. Both
+    branches of an `If` and the body of a `Loop` count once each: the longest way of an early exit counts in full.
 
     The model is left as it was.
 

@@ -19,7 +19,8 @@ def probe(model: nn.Module, graph: ChannelGraph, inputs: Sequence[TensorSpec]) -
 
     A size that forward() spells out as a number looks in the trace like one that it computed from the channels. Where
     the pruned model fails, or its own trace has another shape anywhere than the labels foretell, or another number (an
-    attention's scale), or other values (`values.py`), the group is frozen. All groups are tried together first, and alone only if that fails.
+    attention's scale), or other values (`values.py`), the group is frozen. All groups are tried together first, and
+    alone only if that fails.
     """
     candidates = [place for place, group in enumerate(graph.groups) if group.prunable]
     if _fault(model, graph, inputs, candidates) is None:

@@ -114,7 +114,11 @@ class Windows(nn.Module):
 
     def __init__(self):
         super().__init__()
-        self.stem, self.inner, self.head = nn.Conv2d(3, 12, 3, padding=1), nn.Conv2d(12, 8, 3, padding=1), nn.Linear(8, 5)
+        self.stem, self.inner, self.head = (
+            nn.Conv2d(3, 12, 3, padding=1),
+            nn.Conv2d(12, 8, 3, padding=1),
+            nn.Linear(8, 5),
+        )
 
     def forward(self, x):
         x = F.relu(self.stem(x))
@@ -144,7 +148,10 @@ class Convolutions(nn.Module):
     def __init__(self):
         super().__init__()
         self.stem = nn.Conv2d(3, 16, 3, stride=2, padding=1)
-        self.grouped, self.depthwise = nn.Conv2d(16, 16, 3, groups=4, dilation=2, padding="same"), nn.Conv2d(16, 16, 3, groups=16)
+        self.grouped, self.depthwise = (
+            nn.Conv2d(16, 16, 3, groups=4, dilation=2, padding="same"),
+            nn.Conv2d(16, 16, 3, groups=16),
+        )
         self.up, self.line, self.head = nn.ConvTranspose2d(16, 12, 3, 2), nn.Conv1d(12, 8, 5), nn.Linear(8, 5)
 
     def forward(self, x):

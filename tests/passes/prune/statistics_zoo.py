@@ -184,9 +184,13 @@ ZOO = {
         )
         for function in WEIGHTS
         for kernel in (1, 3)
-        if kernel == 1 or function not in (by_batch_norm_over_inputs, by_group_norm)
+        if kernel == 1 or function in (by_batch_norm, by_batch_norm_with_gain, by_layer_norm, by_normalize, by_einsum)
     },
-    "instance norm": (lambda: Between(nn.Sequential(nn.Conv2d(16, 32, 1), nn.InstanceNorm2d(32, affine=True))), set(), set()),
+    "instance norm": (
+        lambda: Between(nn.Sequential(nn.Conv2d(16, 32, 1), nn.InstanceNorm2d(32, affine=True))),
+        set(),
+        set(),
+    ),
     "many groups": (lambda: Between(nn.Sequential(nn.Conv2d(16, 32, 1), nn.GroupNorm(16, 32))), set(), set()),
     "few groups": (lambda: Between(nn.Sequential(nn.Conv2d(16, 32, 1), nn.GroupNorm(2, 32))), set(), {"middle.0"}),
     "channel shuffle": (lambda: Between(Shuffle()), set(), set()),
