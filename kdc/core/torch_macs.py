@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from math import prod
 from typing import Any
@@ -22,20 +22,20 @@ def counted() -> Iterator[FlopCounterMode]:
     """
     fast = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)
-    (onednn, *_) = torch.backends.mkldnn.set_flags(_enabled=False, _fp32_precision=None)
+    (onednn, *_) = torch.backends.mkldnn.set_flags(_enabled=False, _fp32_precision=None)  # type: ignore[no-untyped-call]
     try:
         with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False, custom_mapping=_VECTORS) as counter:
             yield counter
     finally:
-        torch.backends.mkldnn.set_flags(_enabled=onednn, _fp32_precision=None)
+        torch.backends.mkldnn.set_flags(_enabled=onednn, _fp32_precision=None)  # type: ignore[no-untyped-call]
         torch.backends.mha.set_fastpath_enabled(fast)
 
 
-def _of_first(first: Any, *_: Any, **__: Any) -> int:
+def _of_first(first: Sequence[int], *_: Any, **__: Any) -> int:
     return 2 * prod(first)
 
 
-def _of_second(_: Any, second: Any, *__: Any, **___: Any) -> int:
+def _of_second(_: Any, second: Sequence[int], *__: Any, **___: Any) -> int:
     return 2 * prod(second)
 
 

@@ -96,8 +96,8 @@ def attention(flow: Flow, node: Node) -> Dims | list[Dims]:
     one = [sizes_of_one(n) for n in nodes]
     heads, rows, columns = sizes_of_one(node)[:-2], one[0][-2], one[1][-2]
     if argument(node, "enable_gqa") or argument(node, "attn_mask") is not None:
-        for width in (one[0][-1], one[2][-1]):
-            flow.multiply(node.name, [(None, size) for size in (*heads, rows, columns, width)])
+        for size in (one[0][-1], one[2][-1]):
+            flow.multiply(node.name, [(None, each) for each in (*heads, rows, columns, size)])
         return flow.freeze_all(node, "attention with a mask or with shared keys is not followed")
     for labels in (query[-2], key[-2], value[-2]):
         flow.freeze(labels, "it is a sequence")
