@@ -78,7 +78,14 @@ def _infer(model: onnx_ir.Model) -> None:
     A contradiction in shapes that a product needs shows where it is counted, with the node's name; elsewhere it does not
     matter.
     """
+    # ONNX infers no shape behind a group normalization, which keeps its input's as an instance normalization does.
+    norms = [node for node in _nodes(model) if node.op_type == "GroupNormalization" and not node.domain]
+    for node in norms:
+        node.op_type = "InstanceNormalization"
     ShapeInferencePass(check_type=False, strict_mode=False, data_prop=True)(model)
+    for node in _nodes(model):  # the pass may have put nodes of its own in the place of these
+        if node.op_type == "InstanceNormalization" and "num_groups" in node.attributes:
+            node.op_type = "GroupNormalization"
 
 
 def _where_sizes_are_computed(model: onnx_ir.Model) -> dict[str | None, onnx_ir.Shape]:

@@ -9,7 +9,7 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from kdc.core.errors import ModelError
-from kdc.numerics.cost import count
+from kdc.numerics.cost import count, with_shapes
 
 
 def model(nodes, inputs, outputs, weights=()):
@@ -226,3 +226,12 @@ def test_a_matrix_product_that_onnxruntime_fused_with_a_transpose_counts():
     node = helper.make_node("FusedMatMul", ["x", "w"], ["y"], domain="com.microsoft", transB=1, alpha=0.5)
     graph = model([node], [value("x", 2, 3, 5), value("w", 2, 7, 5)], [value("y", 2, 3, 7)])
     assert count(graph)[1] == 2 * 3 * 7 * 5
+
+
+def test_shapes_are_known_behind_a_group_normalization():
+    norm = helper.make_node("GroupNormalization", ["x", "s", "b"], ["h"], num_groups=2)
+    conv = helper.make_node("Conv", ["h", "w"], ["y"])
+    weights = {"s": floats(4), "b": floats(4), "w": floats(6, 4, 1, 1)}
+    graph = model([norm, conv], [value("x", "n", 4, 5, 5)], [value("y", "n", 6, 5, 5)], weights)
+    assert count(graph)[1] == 6 * 4 * 25
+    assert [node.op_type for node in with_shapes(graph).graph] == ["GroupNormalization", "Conv"]
