@@ -28,6 +28,8 @@ _NO_WEIGHTS = frozenset(
     {onnx_ir.DataType.INT64, onnx_ir.DataType.UINT64, onnx_ir.DataType.BOOL, onnx_ir.DataType.STRING}
 )
 
+_BODIES = frozenset({onnx_ir.AttributeType.GRAPH, onnx_ir.AttributeType.GRAPHS})
+
 
 def count(model: onnx_ir.Model) -> tuple[int, int]:
     """Count the parameters, and the multiply-accumulates of one sample.
@@ -35,9 +37,9 @@ def count(model: onnx_ir.Model) -> tuple[int, int]:
     Parameters are the elements of all initializers that can be weights: integers of 64 bits (shapes, axes), truth
     values, scales and zero points are left out, so that quantizing does not change the number. Multiply-accumulates are
     those of convolutions, transposed convolutions, matrix products, einsum, attention and recurrent layers, in float or
-    quantized; a bias, an activation or a normalization is not counted, as is the field's habit. Every free size counts
-    as 1: a batch of one. Both branches of an `If` and the body of a `Loop` count once each: the longest way of an early
-    exit counts in full.
+    quantized; a bias, an activation or a normalization is not counted, as is the field's habit. A product of weights
+    alone is none of a sample's: runtimes compute it once, at load. Every free size counts as 1: a batch of one. Both
+    branches of an `If` and the body of a `Loop` count once each: the longest way of an early exit counts in full.
 
     The model is left as it was.
 
@@ -52,7 +54,7 @@ def count(model: onnx_ir.Model) -> tuple[int, int]:
         for value in graph.initializers.values()
         if _is_weight(value)
     )
-    return parameters, sum(node_macs(node) for node in _nodes(model))
+    return parameters, sum(node_macs(node) for node in _of_a_sample(model))
 
 
 def with_shapes(model: onnx_ir.Model) -> onnx_ir.Model:
@@ -76,7 +78,14 @@ def _infer(model: onnx_ir.Model) -> None:
     A contradiction in shapes that a product needs shows where it is counted, with the node's name; elsewhere it does not
     matter.
     """
+    # ONNX infers no shape behind a group normalization, which keeps its input's as an instance normalization does.
+    norms = [node for node in _nodes(model) if node.op_type == "GroupNormalization" and not node.domain]
+    for node in norms:
+        node.op_type = "InstanceNormalization"
     ShapeInferencePass(check_type=False, strict_mode=False, data_prop=True)(model)
+    for node in _nodes(model):  # the pass may have put nodes of its own in the place of these
+        if node.op_type == "InstanceNormalization" and "num_groups" in node.attributes:
+            node.op_type = "GroupNormalization"
 
 
 def _where_sizes_are_computed(model: onnx_ir.Model) -> dict[str | None, onnx_ir.Shape]:
@@ -123,6 +132,22 @@ def _sizes(value: onnx_ir.Value) -> list[int] | None:
 
 def _nodes(model: onnx_ir.Model) -> Iterator[onnx_ir.Node]:
     return iter(onnx_ir.traversal.RecursiveGraphIterator(model.graph))
+
+
+def _of_a_sample(model: onnx_ir.Model) -> Iterator[onnx_ir.Node]:
+    """The nodes that depend on the model's inputs, or on chance."""
+    given = {id(value) for value in model.graph.inputs}
+    constants: set[int] = set()
+    for node in _nodes(model):
+        fixed = all(
+            value is None or id(value) in constants or (value.is_initializer() and id(value) not in given)
+            for value in node.inputs
+        )
+        bodies = any(attribute.type in _BODIES for attribute in node.attributes.values())
+        if fixed and not bodies and not node.op_type.startswith(("Random", "Bernoulli")):
+            constants.update(id(value) for value in node.outputs)
+        else:
+            yield node
 
 
 def _fix_free_sizes(model: onnx_ir.Model) -> None:
@@ -200,10 +225,17 @@ def _matmul(node: onnx_ir.Node) -> int:
     return math.prod(_shape(node.outputs[0], node)) * _shape(node.inputs[0], node)[-1]
 
 
+def _fused_matmul(node: onnx_ir.Node) -> int:
+    depth = _shape(node.inputs[0], node)[-2 if node.attributes.get_int("transA", 0) else -1]
+    return math.prod(_shape(node.outputs[0], node)) * depth
+
+
 def _einsum(node: onnx_ir.Node) -> int:
-    """One product for every index of all letters together; an einsum of one operand multiplies nothing."""
-    terms = node.attributes.get_string("equation").replace(" ", "").partition("->")[0].split(",")
-    if len(terms) == 1:
+    """One product for every index of all letters together, where any is summed over; else it is a scaling."""
+    inputs, arrow, result = node.attributes.get_string("equation").replace(" ", "").partition("->")
+    terms, letters_in = inputs.split(","), inputs.replace(",", "").replace(".", "")
+    summed = {letter for letter in letters_in if (letter not in result if arrow else letters_in.count(letter) > 1)}
+    if len(terms) == 1 or not summed:
         return 0
     sizes: dict[str, int] = {}
     for term, operand in zip(terms, node.inputs, strict=True):
@@ -246,6 +278,7 @@ _RULES: dict[str, Callable[[onnx_ir.Node], int]] = {
     "FusedGemm": _gemm,
     "QGemm": _gemm,
     "MatMul": _matmul,
+    "FusedMatMul": _fused_matmul,
     "MatMulInteger": _matmul,
     "QLinearMatMul": _matmul,
     "Einsum": _einsum,

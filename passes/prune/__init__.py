@@ -91,7 +91,7 @@ class Prune(Pass[Kept]):
         Raises: ModelError where the model cannot be traced.
         """
         from passes.prune.channels import ChannelGraph
-        from passes.prune.decision import frozen_summary, kept_channels
+        from passes.prune.decision import frozen_summary, kept_channels, renormalized_summary
         from passes.prune.importance import magnitude, normalised, taylor
         from passes.prune.level import choose_level
         from passes.prune.probe import probe
@@ -131,6 +131,9 @@ class Prune(Pass[Kept]):
             context.emit(
                 Note(f"{share:.1%} of the multiply-accumulates is the least these limits allow; asked {level:.1%}")
             )
+        renormalized = renormalized_summary(graph, mask)
+        if renormalized is not None:
+            context.emit(Note(renormalized))
         kept = kept_channels(graph, mask)
         for layer, channels in kept.items():
             context.emit(KeptEvent(layer, len(channels), len(graph.axes[graph.layers[layer]])))

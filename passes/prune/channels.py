@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import operator as python
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from math import prod
 from typing import Any
 
@@ -20,13 +20,16 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from torch import nn
+from torch.export import ExportedProgram
 from torch.fx import Node
 
 from kdc.core.spec import TensorSpec
 from kdc.core.trace import trace
 from passes.prune.flow import Axis, Flow, Fold, layer_name, operator, sizes
 from passes.prune.labels import Array, Dims
-from passes.prune.layers import LAYER_RULES, pointwise
+from passes.prune.layers import LAYER_RULES
+from passes.prune.pointwise import pointwise
+from passes.prune.products import count_call
 from passes.prune.shapes import SHAPE_RULES
 
 Mask = npt.NDArray[np.bool_]
@@ -66,11 +69,16 @@ class Group:
 
 @dataclass(frozen=True)
 class Seen:
-    """One operator of the trace, as it will be compared with the trace of a pruned model."""
+    """One operator of the trace, as it will be compared with the trace of a pruned model.
+
+    `constant`: it depends on parameters alone; `renormalized`: the channels that a norm takes its statistics over.
+    """
 
     operator: str
     dims: tuple[tuple[Array | int, ...], ...]
     numbers: tuple[float, ...]
+    constant: bool = False
+    renormalized: Array | None = None
 
 
 @dataclass(frozen=True)
@@ -80,7 +88,7 @@ class ChannelGraph:
     `axes`: by parameter and dimension; `layers`: where each layer makes its channels; `readers`: dimensions of weights
     that read channels; `terms`: multiply-accumulates as (layer, factor, dimensions); `blocks`: modules that lose whole
     groups, with their channels and the width of a group; `widths`: the shapes that norms are told; `folds`: the batch
-    norm behind a weight.
+    norm behind a weight; `seen`: what the operators of `program`, the trace, make of them.
     """
 
     groups: tuple[Group, ...]
@@ -93,6 +101,7 @@ class ChannelGraph:
     widths: Mapping[str, tuple[Array | int, ...]]
     folds: Mapping[str, Fold]
     seen: tuple[Seen, ...]
+    program: ExportedProgram = field(repr=False, compare=False)
 
     @staticmethod
     def of(model: nn.Module, inputs: Sequence[TensorSpec]) -> ChannelGraph:
@@ -105,6 +114,7 @@ class ChannelGraph:
             **dict(model.named_buffers(remove_duplicate=False)),
         }
         tied: dict[int, Dims] = {}
+        flow.constants.update(signature.inputs_to_lifted_tensor_constants)
         for node in program.graph.nodes:
             if node.op == "placeholder":
                 _enter(flow, node, tensors, tied)
@@ -116,7 +126,8 @@ class ChannelGraph:
             else:
                 value = node.meta.get("val")
                 flow.values[node.name] = (None,) * (value.dim() if isinstance(value, torch.Tensor) else 0)
-        return _graph(flow, [_seen(node, flow) for node in program.graph.nodes if node.op == "call_function"])
+        seen = [_seen(node, flow) for node in program.graph.nodes if node.op == "call_function"]
+        return _graph(flow, seen, program)
 
     def removed_with(self, unit: int) -> dict[Axis, tuple[int, ...]]:
         """Which indices of which parameters' dimensions go with one unit."""
@@ -139,7 +150,10 @@ class ChannelGraph:
         return kept
 
     def macs(self, kept: Mask) -> int:
-        """Multiply-accumulates of the convolutions and linear layers for one sample, when these units stay."""
+        """Multiply-accumulates of one sample when these units stay, as `kdc.numerics.cost` counts the exported file's.
+
+        Products of two activations count, those of weights alone do not. Every free size is 1.
+        """
         return sum(
             factor * prod(int(self.kept_of(owners, kept).sum()) for owners in dims) for _, factor, dims in self.terms
         )
@@ -173,9 +187,17 @@ def _follow(flow: Flow, node: Node) -> None:
     rule = LAYER_RULES.get(name) or SHAPE_RULES.get(name) or SHAPE_RULES.get(name.rstrip("_")) if aten else None
     if rule is None and aten and torch.Tag.pointwise in target.tags:
         rule = pointwise
+    products = len(flow.terms)
     flow.values[node.name] = rule(flow, node) if rule else flow.freeze_all(node, f"operator {name} is not followed")
-    if all(source.name in flow.constants for source in node.all_input_nodes) and node.all_input_nodes:
+    if rule is None:
+        count_call(flow, node)
+    if all(source.name in flow.constants for source in node.all_input_nodes) and _repeats(target):
         flow.constants.add(node.name)
+        del flow.terms[products:]  # computed once, before the first sample
+
+
+def _repeats(target: Any) -> bool:
+    return torch.Tag.nondeterministic_seeded not in getattr(target, "tags", ())
 
 
 def _seen(node: Node, flow: Flow) -> Seen:
@@ -193,14 +215,15 @@ def _seen(node: Node, flow: Flow) -> Seen:
         for own, shape in zip(dims, shapes, strict=False)
     ]
     flat = [number for number in (*node.args, *node.kwargs.values()) if isinstance(number, float)]
-    return Seen(operator(node), tuple(merged), tuple(flat))
+    constant, channels = node.name in flow.constants, flow.renormalized.get(node.name)
+    return Seen(operator(node), tuple(merged), tuple(flat), constant, channels)
 
 
 def _size(size: Any) -> int:
     return size if isinstance(size, int) else FIXED  # a free size differs in name from trace to trace
 
 
-def _graph(flow: Flow, seen: list[Seen]) -> ChannelGraph:
+def _graph(flow: Flow, seen: list[Seen], program: ExportedProgram) -> ChannelGraph:
     """Number the classes of labels that layers make, and group them by the layers that make them."""
     numbers: dict[int, int] = {}
     for axis in flow.producers:
@@ -239,11 +262,12 @@ def _graph(flow: Flow, seen: list[Seen]) -> ChannelGraph:
         widths={m: tuple(d if isinstance(d, int) else units(d) for d in dims) for m, dims in flow.widths.items()},
         folds=flow.folds,
         seen=tuple(
-            Seen(
-                s.operator,
-                tuple(tuple(d if isinstance(d, int) else units(d) for d in dims) for dims in s.dims),
-                s.numbers,
+            replace(
+                s,
+                dims=tuple(tuple(d if isinstance(d, int) else units(d) for d in dims) for dims in s.dims),
+                renormalized=None if s.renormalized is None else units(s.renormalized),
             )
             for s in seen
         ),
+        program=program,
     )

@@ -85,3 +85,21 @@ def frozen_summary(graph: ChannelGraph, most: int = 6) -> str | None:
     parts = [f"{', '.join(dict.fromkeys(names))} ({reason})" for reason, names in told.items()]
     more = f"; and {len(parts) - most} more reasons" if len(parts) > most else ""
     return f"layers that keep all their channels: {'; '.join(parts[:most])}{more}"
+
+
+def renormalized_summary(graph: ChannelGraph, kept: Mask) -> str | None:
+    """Which layers lose channels that a norm takes its statistics over, in one sentence; None where none does."""
+    changed: dict[str, None] = {}
+    norms: dict[str, None] = {}
+    for seen in graph.seen:
+        lost = set() if seen.renormalized is None else set(seen.renormalized[~graph.kept_of(seen.renormalized, kept)])
+        for group in graph.groups if lost else ():
+            if lost.intersection(group.units):
+                norms[seen.operator] = None
+                changed.update(dict.fromkeys(group.layers))
+    if not changed:
+        return None
+    return (
+        f"{', '.join(changed)}: {' and '.join(norms)} takes its statistics over these layers' channels, so that those "
+        "that stay change as well when some leave; training has to mend that"
+    )

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from math import prod
 from typing import Any
 
 import torch
@@ -22,7 +23,10 @@ Rule = Callable[["Flow", Node], Dims | list[Dims]]
 
 @dataclass(frozen=True)
 class MacTerm:
-    """Multiply-accumulates of one layer for one sample: `factor` times how many indices each of `dims` keeps."""
+    """Multiply-accumulates of one product for one sample: `factor` times how many indices each of `dims` keeps.
+
+    `layer` names the weight that takes part in it, or the operator where both factors are activations.
+    """
 
     layer: str
     factor: int
@@ -56,6 +60,7 @@ class Flow:
         self.blocks: dict[str, tuple[Array, int]] = {}
         self.widths: dict[str, tuple[Array | int, ...]] = {}
         self.folds: dict[str, Fold] = {}
+        self.renormalized: dict[str, Array] = {}  # by node: a norm's channels, whose statistics follow those that stay
 
     def dims(self, node: Any) -> Dims:
         """The labels of a node's tensor; an absent tensor has no dimensions."""
@@ -97,6 +102,21 @@ class Flow:
             if read is not None:
                 self.readers[read] = None
         return layer_name(made[0]) if made else weight.name
+
+    def multiply(self, layer: str, dims: Iterable[tuple[Array | None, int]]) -> None:
+        """Note multiply-accumulates: one for every index of all these dimensions (labels and size for one sample)."""
+        dims = list(dims)
+        factor = prod(size for labels, size in dims if labels is None)
+        self.terms.append(MacTerm(layer, factor, tuple(labels for labels, _ in dims if labels is not None)))
+
+    def freeze_weights(self, node: Node, labels: Array | None) -> None:
+        """Freeze a dimension that an operator sums over, where the sum is of parameters alone.
+
+        Such a sum belongs to the weights (a norm, a singular value): every channel that leaves would change it for all
+        that stay. A sum over an activation's channels loses what the removed channels gave, which is what pruning is.
+        """
+        if all(source.name in self.constants for source in node.all_input_nodes):
+            self.freeze(labels, f"{node.name} sums weights over it")
 
     def owner(self, node: Node, weight: Any = None) -> str:
         """The module that an operator belongs to: its weight's owner where it has one, else by the tracer's stack."""
@@ -142,12 +162,18 @@ def sizes(node: Any) -> tuple[int, ...]:
     return tuple(_number(size) for size in value.shape) if isinstance(value, torch.Tensor) else ()
 
 
-def per_sample(size: int) -> int:
-    """A size without the free sizes in it: what it comes to for one sample."""
-    for free in FREE_SIZES:
-        while size % free == 0:
-            size //= free
-    return size
+def sizes_of_one(node: Any) -> tuple[int, ...]:
+    """The shape of a node's tensor when every free size is 1, as multiply-accumulates of one sample are counted."""
+    value = node.meta.get("val") if isinstance(node, Node) else None
+    return tuple(_number(size, (1,)) for size in value.shape) if isinstance(value, torch.Tensor) else ()
+
+
+def value_of_one(node: Node) -> Any:
+    """What a node gives for one sample, without data: tensors on the meta device, numbers for sizes."""
+    if node.op == "get_attr":
+        module = node.graph.owning_module
+        return None if module is None else getattr(module, str(node.target))
+    return _of_one(node.meta.get("val"))
 
 
 def argument(node: Node, name: str) -> Any:
@@ -165,12 +191,20 @@ def operator(node: Node) -> str:
     return schema.name.partition("::")[2] if schema is not None else getattr(node.target, "__name__", str(node.target))
 
 
-def _number(size: Any) -> int:
+def _number(size: Any, free: tuple[int, ...] = FREE_SIZES) -> int:
     if isinstance(size, int):
         return size
     expression = size.node.expr
     symbols = sorted(expression.free_symbols, key=str)
-    return int(expression.subs(dict(zip(symbols, (FREE_SIZES * len(symbols))[: len(symbols)], strict=True))))
+    return int(expression.subs(dict(zip(symbols, (free * len(symbols))[: len(symbols)], strict=True))))
+
+
+def _of_one(value: Any) -> Any:
+    if isinstance(value, torch.Tensor):
+        return torch.empty([_number(size, (1,)) for size in value.shape], dtype=value.dtype, device="meta")
+    if isinstance(value, (list, tuple)):
+        return type(value)(_of_one(each) for each in value)
+    return _number(value, (1,)) if isinstance(value, torch.SymInt) else value
 
 
 def _tensors(value: Dims | list[Dims]) -> Iterator[Dims]:

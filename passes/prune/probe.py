@@ -8,6 +8,7 @@ from torch import nn
 
 from kdc.core.errors import ModelError
 from kdc.core.spec import TensorSpec
+from passes.prune import values
 from passes.prune.channels import ChannelGraph, Mask
 from passes.prune.labels import Array
 from passes.prune.surgery import check, remove
@@ -18,7 +19,8 @@ def probe(model: nn.Module, graph: ChannelGraph, inputs: Sequence[TensorSpec]) -
 
     A size that forward() spells out as a number looks in the trace like one that it computed from the channels. Where
     the pruned model fails, or its own trace has another shape anywhere than the labels foretell, or another number (an
-    attention's scale), the group is frozen. All groups are tried together first, and alone only if that fails.
+    attention's scale), or other values (`values.py`), the group is frozen. All groups are tried together first, and
+    alone only if that fails.
     """
     candidates = [place for place, group in enumerate(graph.groups) if group.prunable]
     if _fault(model, graph, inputs, candidates) is None:
@@ -39,9 +41,9 @@ def probe(model: nn.Module, graph: ChannelGraph, inputs: Sequence[TensorSpec]) -
 
 
 def verify(model: nn.Module, pruned: nn.Module, graph: ChannelGraph, kept: Mask, inputs: Sequence[TensorSpec]) -> None:
-    """Raises: ModelError where the pruned model does not run, or its own trace is not what the labels foretell."""
+    """Raises: ModelError where the pruned model does not run, or does not compute what the labels foretell."""
     check(model, pruned, inputs)
-    fault = _difference(graph, ChannelGraph.of(pruned, inputs), kept)
+    fault = _difference(graph, ChannelGraph.of(pruned, inputs), kept, inputs)
     if fault is not None:
         raise ModelError(
             f"the pruned model does not compute what the model computes without these channels: {fault}",
@@ -57,13 +59,13 @@ def _fault(
     try:
         pruned = remove(model, graph, kept)
         check(model, pruned, inputs)
-        fault = _difference(graph, ChannelGraph.of(pruned, inputs), kept) if traced else None
+        fault = _difference(graph, ChannelGraph.of(pruned, inputs), kept, inputs) if traced else None
     except ModelError as error:
         fault = str(error).splitlines()[0]
     return None if fault is None else f"it cannot change: {fault}"
 
 
-def _difference(graph: ChannelGraph, after: ChannelGraph, kept: Mask) -> str | None:
+def _difference(graph: ChannelGraph, after: ChannelGraph, kept: Mask, inputs: Sequence[TensorSpec]) -> str | None:
     """The first operator of a pruned model's trace that is not as the labels foretell."""
     if [seen.operator for seen in graph.seen] != [seen.operator for seen in after.seen]:
         return "the model takes another way without it"
@@ -73,7 +75,7 @@ def _difference(graph: ChannelGraph, after: ChannelGraph, kept: Mask) -> str | N
             return f"{before.operator} does not follow it"
         if before.numbers != now.numbers:
             return f"{before.operator} computes with its width"
-    return None
+    return values.difference(graph, after, kept, inputs)
 
 
 def _extent(dim: Array | int, graph: ChannelGraph, kept: Mask) -> int:

@@ -13,7 +13,7 @@ from torch.fx import Node
 
 from passes.prune.flow import FREE_SIZES, Flow, Rule, argument, operator, sizes
 from passes.prune.labels import Array, Dims
-from passes.prune.layers import broadcast, pointwise
+from passes.prune.pointwise import broadcast, pointwise
 
 
 def reshape(flow: Flow, node: Node) -> Dims | list[Dims]:
@@ -106,14 +106,18 @@ def cat(flow: Flow, node: Node) -> Dims:
     """Labels one after the other along `dim`; the other dimensions keep the same indices."""
     tensors = [source for source in argument(node, "tensors") if sizes(source) != (0,)]
     dim = int(argument(node, "dim") or 0) % len(sizes(node))
+    own = [flow.dims(source)[dim] for source in tensors]
+    if sizes(node)[dim] >= min(FREE_SIZES):  # labels as many as the number that stands for a free size mean nothing
+        for labels in own:
+            flow.freeze(labels, f"{node.name} joins it with a free size")
+        own = [None] * len(tensors)
     joined: list[Array] = []
-    for source in tensors:
-        own = flow.dims(source)[dim]
-        if own is None and any(flow.dims(other)[dim] is not None for other in tensors):
-            own = flow.labels.fresh(sizes(source)[dim])
-            flow.freeze(own, f"{source.name} has a fixed width")
-        if own is not None:
-            joined.append(own)
+    for source, labels in zip(tensors, own, strict=True):
+        if labels is None and any(other is not None for other in own):
+            labels = flow.labels.fresh(sizes(source)[dim])  # noqa: PLW2901
+            flow.freeze(labels, f"{source.name} has a fixed width")
+        if labels is not None:
+            joined.append(labels)
     rest = [(_with(flow.dims(source), dim, None), _size(sizes(source), dim)) for source in tensors]
     result = broadcast(flow, node, rest, _size(sizes(node), dim))
     return _with(result, dim, np.concatenate(joined) if joined else None)

@@ -9,11 +9,11 @@ from typing import Any
 
 import torch
 from torch import fx, nn
-from torch.utils.flop_counter import FlopCounterMode
 
 from kdc.core.artifact import example
 from kdc.core.errors import ModelError
 from kdc.core.spec import TensorSpec
+from kdc.core.torch_macs import counted
 from passes.quantize.graph import layer_name, parameter_of, plain_graph
 
 LEAVE_OUT = "leave `route` out of the recipe's passes"
@@ -181,12 +181,11 @@ class _Recorder(fx.Interpreter):
         super().__init__(graph)
         self.seen: dict[fx.Node, Any] = {}
         self.macs: dict[fx.Node, float] = {}
-        self.counter = FlopCounterMode(display=False)
 
     def run_node(self, n: fx.Node) -> Any:
-        with self.counter:  # begins anew each time
+        with counted() as counter:
             value = super().run_node(n)
-        self.macs[n] = self.counter.get_total_flops() / 2
+        self.macs[n] = counter.get_total_flops() / 2
         self.seen[n] = (tuple(value.shape), value.dtype) if isinstance(value, torch.Tensor) else value
         return value
 

@@ -10,10 +10,10 @@ from pathlib import Path
 
 import torch
 from torch import nn
-from torch.utils.flop_counter import FlopCounterMode
 
 from kdc.core.artifact import Artifact, example
 from kdc.core.errors import ModelError
+from kdc.core.torch_macs import counted
 from kdc.core.usercode import load_callable
 from passes.search.construct import Image, build
 from passes.search.shrink import Shrinker
@@ -145,9 +145,8 @@ class Members:
         """Parameters, and multiply-accumulates of one sample. The model's mode is left as it was."""
         modes = {module: module.training for module in model.modules()}
         model.eval()
-        counter = FlopCounterMode(display=False)
         try:
-            with torch.no_grad(), counter:
+            with torch.no_grad(), counted() as counter:
                 model(*(example(spec) for spec in self.artifact.inputs))
         finally:
             for module, mode in modes.items():

@@ -9,7 +9,7 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from kdc.core.errors import ModelError
-from kdc.numerics.cost import count
+from kdc.numerics.cost import count, with_shapes
 
 
 def model(nodes, inputs, outputs, weights=()):
@@ -204,3 +204,34 @@ def test_behind_an_exported_recurrent_layer_whose_sizes_are_computed_all_is_coun
     )
     both = sum(2 * gates * 16 * (inputs + 16) for inputs in (12, 32))
     assert count(program.model)[1] == 10 * both + 32 * 5
+
+
+def test_an_einsum_that_sums_nothing_is_a_scaling_and_costs_nothing():
+    for equation in ("bi,bi->bi", "...i,...i->...i", "bi,j->bij"):
+        right = (5,) if "j" in equation else (3, 5)
+        node = helper.make_node("Einsum", ["x", "w"], ["y"], equation=equation)
+        assert count(model([node], [value("x", 3, 5), value("w", *right)], [value("y")]))[1] == 0
+    node = helper.make_node("Einsum", ["x", "w"], ["y"], equation="bi,bi")
+    assert count(model([node], [value("x", 3, 5), value("w", 3, 5)], [value("y")]))[1] == 15
+
+
+def test_a_product_of_weights_alone_is_none_of_a_samples():
+    made = helper.make_node("MatMul", ["v", "w"], ["vw"])
+    taken = helper.make_node("MatMul", ["x", "vw"], ["y"])
+    weights = {"v": floats(5, 4), "w": floats(4, 6)}
+    assert count(model([made, taken], [value("x", 3, 5)], [value("y", 3, 6)], weights)) == (20 + 24, 3 * 5 * 6)
+
+
+def test_a_matrix_product_that_onnxruntime_fused_with_a_transpose_counts():
+    node = helper.make_node("FusedMatMul", ["x", "w"], ["y"], domain="com.microsoft", transB=1, alpha=0.5)
+    graph = model([node], [value("x", 2, 3, 5), value("w", 2, 7, 5)], [value("y", 2, 3, 7)])
+    assert count(graph)[1] == 2 * 3 * 7 * 5
+
+
+def test_shapes_are_known_behind_a_group_normalization():
+    norm = helper.make_node("GroupNormalization", ["x", "s", "b"], ["h"], num_groups=2)
+    conv = helper.make_node("Conv", ["h", "w"], ["y"])
+    weights = {"s": floats(4), "b": floats(4), "w": floats(6, 4, 1, 1)}
+    graph = model([norm, conv], [value("x", "n", 4, 5, 5)], [value("y", "n", 6, 5, 5)], weights)
+    assert count(graph)[1] == 6 * 4 * 25
+    assert [node.op_type for node in with_shapes(graph).graph] == ["GroupNormalization", "Conv"]
