@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import json
+import time
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -14,10 +16,10 @@ from kdc.core.errors import BudgetError, ModelError
 from kdc.core.observe import Emit, Note, silent
 from kdc.core.store import Store, key_of
 from kdc.driver import folder
-from kdc.driver.clock import Clock, TimeUpError
+from kdc.driver.clock import Clock
 from kdc.driver.evaluate import Array
 from kdc.driver.inputs import Inputs, read
-from kdc.driver.lowering import Candidate, Lowering
+from kdc.driver.lowering import INPUTS_MOST, Candidate, Lowering
 from kdc.driver.plan import Plan, make
 from kdc.driver.recipe import Recipe, lock_text
 from kdc.driver.report import Drop, Metric, ModelRow, Report, Routing, StepRow
@@ -25,7 +27,8 @@ from kdc.driver.robustness import robustness
 from kdc.driver.routing import routing, why_not
 from kdc.driver.select import Judged, known, limits, proven, select
 from kdc.driver.sources import versions
-from kdc.driver.steps import WEIGHTS, Kept, Made, Steps, measuring_parts
+from kdc.driver.steps import GAVE_UP, WEIGHTS, Kept, Made, Steps, measuring_parts
+from kdc.driver.timetable import TIME, Timetable
 from kdc.numerics import stats
 from passes import default_passes
 from passes.export.staged import PLAN, staged_files
@@ -60,6 +63,7 @@ def compress(recipe: Recipe, out: Path, emit: Emit = silent, kept: Kept | None =
     Returns: the report; `report.met` says whether every limit of the budget is met (else the nearest student is kept).
     Raises: UserError for the user's mistakes, LawError where a pass broke its contract.
     """
+    began = time.monotonic()
     device = load_device(recipe.target)
     running(device)  # a student is judged by running it: where that cannot be, nothing is begun
     if recipe.passes is None:
@@ -70,10 +74,10 @@ def compress(recipe: Recipe, out: Path, emit: Emit = silent, kept: Kept | None =
     lock = lock_text(recipe)
     with folder.opened(out, identity(recipe)) as private:
         sha = hashlib.sha256(lock.encode()).hexdigest()
-        clock = Clock(private / "clock.json", sha, recipe.budget.compile_minutes)
+        clock = Clock(private / "clock.json", sha, recipe.budget.compile_minutes, began)
         store = Store(private / "store")
         try:
-            inputs = named.inputs(store, clock.watching(emit))
+            inputs = named.inputs(store, clock.ending(emit))
             return _Run(inputs, plan, store, clock, emit, kept).into(out, lock)
         finally:
             clock.write()
@@ -86,7 +90,11 @@ class _Run:
         self.inputs, self.plan, self.clock, self.emit = inputs, plan, clock, emit
         self.budget = inputs.recipe.budget
         self.steps = Steps(inputs, store, clock.watching(emit), kept)
-        self.lowering = Lowering(self.steps, plan)
+        self.lowering = Lowering(self.steps, plan, clock.timed)
+        cold = self.budget.latency_ms_cold is not None
+        measuring = Settings(cold_seconds=COLD_SECONDS if cold else COLD_GLANCE_SECONDS)
+        self.time = Timetable(clock, plan.compress, inputs.data, measuring, cold)
+        self.left_out: list[str] = []
 
     def into(self, out: Path, lock: str) -> Report:
         for note in self.inputs.data.notes:
@@ -94,14 +102,15 @@ class _Run:
         teacher = self.lowering.teacher
         self._check_better_than_chance(teacher)
         self._check_floor()
+        self._check_time()
         students = self._students()
-        self.clock.stopped = True  # what is left is to judge what is there
         measured = self._measure(teacher, students)
         judged = [self._judge(teacher, student, measured, i) for i, student in enumerate(students)]
+        self.lowering.inputs_most = self.clock.decided("inputs", self._timed_inputs)
         routed = self._routed(teacher, students)
         barred = self._barred(students, routed)
         chosen, _ = select(judged, self.budget, measured.ratio_between, self.clock.seconds / 60, barred)
-        notes = tuple(f"{students[i].label}: {why}" for i, why in barred.items())
+        notes = (*self._shortened(students), *(f"{students[i].label}: {why}" for i, why in barred.items()))
         report = self._report(teacher, judged, chosen, measured, routed, notes)
         self._publish(out, lock, teacher, students[chosen], report)
         return report
@@ -134,27 +143,51 @@ class _Run:
                     do=f"loosen {name}: no student can be below the runtime's own floor",
                 )
 
+    def _check_time(self) -> None:
+        """Where time is limited, time the teacher, and see that there is enough for one student at all.
+
+        A run that goes on has something to finish, whatever the clock says.
+        """
+        if not self.time.limited:
+            return
+        with self.clock.timed(TIME):
+            self.lowering.teacher_cost()
+        if not self.steps.begun(planned.label for planned in self.plan.compress):
+            self.time.check()
+
     def _students(self) -> list[Candidate]:
         """Every compressing pass in turn, the student after each lowered and judged."""
         students: list[Candidate] = []
         made: Made = self.steps.root
         of = len(self.plan.compress)
         for number, planned in enumerate(self.plan.compress, start=1):
-            rest = self.plan.compress[number:]
-            forecasts = self.lowering.forecasts(rest)
-            try:
-                made = self.steps.run(planned.label, planned, made, (number, of), forecasts, self.lowering.teacher_cost)
-                students.append(self.lowering.student(made))
-            except TimeUpError:
-                if not students:
-                    raise
+            stored = self.steps.found(planned.label, planned, made)[1] is not None
+            if not stored and self.time.leaves_out(number, len(students)):
+                names = ", ".join(one.label for one in self.plan.compress[number - 1 :])
+                self.left_out.append(f"{names}: left out, by compile_minutes {self.budget.compile_minutes:g}")
+                self.emit(Note(self.left_out[-1]))
                 break
+            forecasts = self.lowering.forecasts(self.plan.compress[number:])
+            deadline = partial(self.time.deadline, number, len(students))
+            made = self.steps.run(
+                planned.label, planned, made, (number, of), forecasts, self.lowering.teacher_cost, deadline
+            )
+            students.append(self.lowering.student(made))
         return students
+
+    def _shortened(self, students: Sequence[Candidate]) -> tuple[str, ...]:
+        """What the limit on the run's time cost its steps, a sentence each."""
+        told = [
+            text
+            for student in students
+            for text in self.steps.entry_of(student.made).record["findings"].get(GAVE_UP, ())
+        ]
+        return (*told, *self.left_out)
 
     def _measure(self, teacher: Candidate, students: Sequence[Candidate]) -> Measured:
         """All files interleaved with the teacher's; stored, so that the same files are not timed again."""
-        limited = self.budget.latency_ms_cold is not None
-        settings = Settings(cold_seconds=COLD_SECONDS if limited else COLD_GLANCE_SECONDS)
+        fitted = self.clock.decided("measuring", lambda: self.time.measuring(1 + len(students)).model_dump(mode="json"))
+        settings = Settings.model_validate(fitted)
         parts = {
             "files": [teacher.sha256, *(student.sha256 for student in students)],
             "settings": settings.model_dump(mode="json"),
@@ -177,6 +210,12 @@ class _Run:
                 "measure", parts, {}, {"samples.json": lambda path: path.write_text(measured.model_dump_json())}
             )
         return Measured.model_validate_json(entry.file("samples.json").read_text())
+
+    def _timed_inputs(self) -> int:
+        """How many inputs are timed one by one where exits are judged."""
+        if not self.time.limited:
+            return INPUTS_MOST
+        return self.time.timed_inputs(INPUTS_MOST, self.lowering.teacher_cost().latency_ms)
 
     def _routed(self, teacher: Candidate, students: Sequence[Candidate]) -> dict[int, Routing]:
         """Each student with early exits beside the one without them that it was made from, on the validation split."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -35,6 +36,12 @@ from targets.runtime import running, slow_part
 TOGETHER = 8  # files timed in one process beside the teacher
 FORECAST_SECONDS = 1.0
 SCRATCH_SAMPLES = 64
+INPUTS_MOST = 1000  # timed one by one, spread evenly over the split
+LOWER, EVALUATE = (
+    "lower",
+    "evaluate",
+)  # what is timed: the files of a model, and its validation split in them and in torch
+Timed = Callable[[str], AbstractContextManager[None]]
 
 
 @dataclass(frozen=True)
@@ -90,11 +97,12 @@ class _Priced:
 class Lowering:
     """Lowers and judges the models of one plan."""
 
-    def __init__(self, steps: Steps, plan: Plan) -> None:
-        self.steps, self.plan, self.inputs = steps, plan, steps.inputs
+    def __init__(self, steps: Steps, plan: Plan, timed: Timed = lambda what: nullcontext()) -> None:
+        self.steps, self.plan, self.inputs, self.timed = steps, plan, steps.inputs, timed
         self.runtime = running(self.inputs.device)
         self.evaluation = Evaluation(steps)
         self._previous: dict[str, Array] = {}
+        self.inputs_most = INPUTS_MOST
 
     def previous(self, split: str) -> Array | None:
         """What the previous release answers on a split, [n, classes]; None where the recipe names none."""
@@ -116,16 +124,18 @@ class Lowering:
     def _candidate(self, made: Made, teacher: Array | None, see: Callable[[onnx_ir.Model], None]) -> Candidate:
         lowered, onnx = made, Path()
         of = len(self.plan.lowering)
-        for number, (name, planned) in enumerate(self.plan.lowered(made.name), start=1):
-            lowered = self.steps.run(name, planned, lowered, (number, of), self.forecasts(()), self.teacher_cost)
-            if Fact.DEVICE not in planned.facts:
-                onnx = self.steps.folder_of(lowered) / ONNX
-                see(lowered.artifact.model)
+        with self.timed(LOWER):
+            for number, (name, planned) in enumerate(self.plan.lowered(made.name), start=1):
+                lowered = self.steps.run(name, planned, lowered, (number, of), self.forecasts(()), self.teacher_cost)
+                if Fact.DEVICE not in planned.facts:
+                    onnx = self.steps.folder_of(lowered) / ONNX
+                    see(lowered.artifact.model)
         file: DeviceFile = lowered.artifact.model
         slow = slow_part(self.runtime, file)
         if slow is not None:
             self.steps.emit(Note(f"{made.name}: {slow}"))
-        entry = self.evaluation.validation(made, file, onnx)
+        with self.timed(EVALUATE):
+            entry = self.evaluation.validation(made, file, onnx)
         outputs, taken = loaded(entry)
         labels, task = self.inputs.data.validation.labels.numpy(), self.inputs.task
         scores, metrics = (

@@ -9,13 +9,11 @@ import numpy as np
 from kdc.core.data import Split
 from kdc.core.store import key_of
 from kdc.driver.evaluate import Array
-from kdc.driver.lowering import Candidate, Lowering
+from kdc.driver.lowering import INPUTS_MOST, Candidate, Lowering
 from kdc.driver.report import Drop, Estimate, ExitRow, Routing, Spread
 from kdc.driver.steps import measuring_parts
 from kdc.numerics import stats
 from targets.over_inputs import InputTimes, over_inputs
-
-INPUTS_MOST = 1000  # timed one by one, spread evenly over the split
 
 
 def exits_of(candidate: Candidate) -> list[str]:
@@ -41,8 +39,8 @@ def routing(
     task, labels = lowering.inputs.task, split.labels.numpy()
     outputs, taken = seen
     scores, reference = task.scores(outputs, labels), task.scores(without, labels)
-    some = np.unique(np.linspace(0, len(split) - 1, min(INPUTS_MOST, len(split))).round().astype(int))
-    times = _times(lowering, cascade, plain, name, [tensor[some].numpy() for tensor in split.inputs])
+    some = np.unique(np.linspace(0, len(split) - 1, min(lowering.inputs_most, len(split))).round().astype(int))
+    times = _times(lowering, cascade, plain, name, [tensor[some].numpy() for tensor in split.inputs], len(split))
     of_cascade, left = times.of(0), taken[some]
     rows = [
         ExitRow(
@@ -86,13 +84,16 @@ def why_not(found: Routing, settings: dict[str, Any]) -> str | None:
     return None
 
 
-def _times(lowering: Lowering, cascade: Candidate, plain: Candidate, name: str, inputs: list[Array]) -> InputTimes:
-    """Times from the store, or measured now."""
+def _times(
+    lowering: Lowering, cascade: Candidate, plain: Candidate, name: str, inputs: list[Array], of: int
+) -> InputTimes:
+    """Times from the store, or measured now. Args: of: samples of the split that the inputs are taken from."""
     steps, device = lowering.steps, lowering.inputs.device
     parts = {
         "files": [cascade.sha256, plain.sha256],
         "split": name,
         "data": lowering.inputs.data.fingerprint,
+        **({} if len(inputs[0]) >= min(INPUTS_MOST, of) else {"inputs": len(inputs[0])}),
         **measuring_parts(device, over_inputs.__module__),
     }
     entry = steps.store.find(f"{cascade.label}+inputs", key_of(parts))

@@ -6,7 +6,7 @@ import json
 import platform
 import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -22,6 +22,7 @@ from kdc.core.artifact import Artifact, Step
 from kdc.core.budget import Budget, Cost
 from kdc.core.changed import with_origins
 from kdc.core.contract import FINDINGS, Context, Fact
+from kdc.core.deadline import Deadline, given_up_in, without_other_limits
 from kdc.core.device import Device
 from kdc.core.errors import KdcError, ModelError
 from kdc.core.observe import Emit, StepFinished, StepStarted
@@ -38,6 +39,7 @@ from kdc.driver.sources import digests, versions
 from targets.runtime import runtime_of
 
 WORKER = "targets.worker"
+GAVE_UP = "compile_minutes"  # among a step's findings: what the limit on the run's time cost it
 WEIGHTS, ONNX, DECISION = "weights.safetensors", "model.onnx", "decision.json"
 
 
@@ -78,17 +80,21 @@ class Steps:
         place: tuple[int, int],
         forecasts: Forecasts,
         teacher_cost: Callable[[], Cost],
+        deadline: Callable[[Path], Deadline | None] = lambda work: None,
     ) -> Made:
-        """The step's artifact, from the store or made now. `place` is its number and of how many."""
-        parts = step_parts(planned.settings, previous.key, self.inputs)
+        """The step's artifact, from the store or made now. `place` is its number and of how many.
+
+        Args: deadline: when the step that keeps its checkpoints in this folder must have ended.
+        """
+        parts, entry = self.found(name, planned, previous)
         key = key_of(parts)
-        entry = self.store.find(name, key)
         self.emit(StepStarted(name, *place, stored=entry is not None))
         if entry is None:
             began = time.monotonic()
             told = Recorded(forecasts, teacher_cost)
             context = self.context(name, key, told.forecasts, told.teacher_cost)
-            context = replace(context, again=self._again(context, told.figures))
+            without_other_limits(context.work, self.inputs.recipe.budget.compile_minutes)
+            context = replace(context, deadline=deadline(context.work), again=self._again(context, told.figures))
             try:
                 artifact, step = self.make(planned, previous.artifact, context)
             except KdcError as error:
@@ -99,6 +105,11 @@ class Steps:
                 DECISION: lambda path: path.write_text(json.dumps(step.decision, indent=1)),
                 **self._files(artifact.model),
             }
+            minutes, given_up = given_up_in(context.work)
+            if minutes is not None:  # another limit, or none, would have given another step
+                parts = shortened(parts, minutes)
+                key = key_of(parts)
+                context.find(GAVE_UP, list(given_up.values()))
             found = context.work / FINDINGS
             record = {
                 "step": step.model_dump(mode="json"),
@@ -107,6 +118,7 @@ class Steps:
                 **_graph_record(artifact.model),
             }
             entry = self.store.write(name, parts, record, files)
+            shutil.rmtree(context.work, ignore_errors=True)
             self.emit(StepFinished(name, step.seconds))
             artifact = artifact.with_step(step)
             if isinstance(artifact.model, DeviceFile):
@@ -117,11 +129,19 @@ class Steps:
 
     def stored(self, name: str, planned: Planned, previous: Made) -> Made | None:
         """The step as it is in the store; None where it is not there."""
-        key = key_of(step_parts(planned.settings, previous.key, self.inputs))
-        entry = self.store.find(name, key)
+        parts, entry = self.found(name, planned, previous)
         if entry is None:
             return None
-        return Made(name, _load(entry, planned, previous.artifact, self.inputs.device.runtime), key)
+        return Made(name, _load(entry, planned, previous.artifact, self.inputs.device.runtime), key_of(parts))
+
+    def found(self, name: str, planned: Planned, previous: Made) -> tuple[Parts, Entry | None]:
+        """What the step's key is made of, and its entry: the whole step, else the one that today's limit shortened."""
+        return find_step(self.store, name, step_parts(planned.settings, previous.key, self.inputs), self.inputs)
+
+    def begun(self, names: Iterable[str]) -> bool:
+        """Whether a step of these names is in the store, or was begun by an earlier command."""
+        work = self.store.root / "work"
+        return any(self.store.entries(name) for name in names) or (work.is_dir() and any(work.iterdir()))
 
     def entry_of(self, made: Made) -> Entry:
         """The stored step."""
@@ -201,6 +221,22 @@ class Steps:
             seed=context.seed,
         )
         return tuned, step
+
+
+def shortened(parts: Parts, minutes: float) -> Parts:
+    """What the key of a step is made of that gave something up for a limit on the run's time."""
+    return {**parts, "compile_minutes": minutes}
+
+
+def find_step(store: Store, name: str, parts: Parts, inputs: Inputs) -> tuple[Parts, Entry | None]:
+    """A stored step, and what its key is made of: the whole step of these parts, else that which today's limit shortened."""
+    entry = store.find(name, key_of(parts))
+    minutes = inputs.recipe.budget.compile_minutes
+    if entry is None and minutes is not None:
+        entry = store.find(name, key_of(shortened(parts, minutes)))
+        if entry is not None:
+            return entry.parts, entry
+    return parts, entry
 
 
 def root_parts(inputs: Inputs) -> Parts:

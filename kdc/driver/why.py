@@ -14,7 +14,7 @@ from kdc.driver.compress import identity
 from kdc.driver.inputs import Inputs, load
 from kdc.driver.plan import Planned, make
 from kdc.driver.recipe import Recipe
-from kdc.driver.steps import root_parts, step_parts
+from kdc.driver.steps import find_step, root_parts, step_parts
 
 
 @dataclass(frozen=True)
@@ -36,8 +36,8 @@ def why(recipe: Recipe, out: Path, step: str | None) -> list[Reason]:
     inputs = load(recipe, store)
     plan = make(recipe.passes, inputs.device)
     teacher = _Link("teacher", key_of(root_parts(inputs)), {}, "")
-    chain = [teacher, *_chain([(planned.label, planned) for planned in plan.compress], teacher, inputs)]
-    links = [link for one in chain for link in (one, *_chain(plan.lowered(one.name), one, inputs))][1:]
+    chain = [teacher, *_chain([(planned.label, planned) for planned in plan.compress], teacher, inputs, store)]
+    links = [link for one in chain for link in (one, *_chain(plan.lowered(one.name), one, inputs, store))][1:]
     known = [link.name for link in links]
     if step is not None and step not in known:
         raise PlanError(f"the plan has no step {step!r}", do="its steps are " + ", ".join(known))
@@ -53,10 +53,10 @@ class _Link(NamedTuple):
     before: str
 
 
-def _chain(steps: Sequence[tuple[str, Planned]], link: _Link, inputs: Inputs) -> list[_Link]:
+def _chain(steps: Sequence[tuple[str, Planned]], link: _Link, inputs: Inputs, store: Store) -> list[_Link]:
     links: list[_Link] = []
     for name, planned in steps:
-        parts = step_parts(planned.settings, link.key, inputs)
+        parts, _ = find_step(store, name, step_parts(planned.settings, link.key, inputs), inputs)
         link = _Link(name, key_of(parts), parts, link.name)
         links.append(link)
     return links
@@ -69,11 +69,16 @@ def _reason(link: _Link, store: Store) -> Reason:
     if not entries:
         return Reason(link.name, False, ("it was never finished in this folder",))
     nearest: Entry = min(entries, key=lambda entry: len(list(_changes(entry.parts, link.parts, ""))))
-    lines = tuple(
-        f"the step before it, {link.before}, is done again" if name == "previous" else f"{name}: {was} → {now}"
-        for name, was, now in _changes(nearest.parts, link.parts, "")
-    )
+    lines = tuple(_told(link, *change) for change in _changes(nearest.parts, link.parts, ""))
     return Reason(link.name, False, lines)
+
+
+def _told(link: _Link, name: str, was: Any, now: Any) -> str:
+    if name == "previous":
+        return f"the step before it, {link.before}, is done again"
+    if name == "compile_minutes":
+        return f"what is stored was shortened to fit into compile_minutes {was:g}"
+    return f"{name}: {was} → {now}"
 
 
 def _changes(was: Any, now: Any, name: str) -> Iterator[tuple[str, Any, Any]]:

@@ -80,6 +80,10 @@ class Quantize(Pass[Ranges]):
         """How much it may cost."""
         return ("max_drop",)
 
+    def training_epochs(self) -> float:
+        """Those of its training."""
+        return self.training.epochs
+
     def decide(self, artifact: Any, context: Context) -> Ranges:
         """The range of every tensor that the target wants as integers, over the calibration split.
 
