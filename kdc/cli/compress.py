@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from kdc.cli import BEGAN
 from kdc.cli.flags import takes_recipe
 
 if TYPE_CHECKING:
@@ -38,7 +39,7 @@ def compress(
         from kdc.driver.compress import compress as run
         from kdc.driver.steps import Kept
 
-        report = run(recipe, out, emit, Kept(teacher_cache, cache_gb))
+        report = run(recipe, out, emit, Kept(teacher_cache, cache_gb), BEGAN)
     from kdc.cli.table import show
     from kdc.core.errors import BudgetError
 

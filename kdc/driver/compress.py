@@ -56,14 +56,17 @@ def identity(recipe: Recipe) -> dict[str, str]:
     }
 
 
-def compress(recipe: Recipe, out: Path, emit: Emit = silent, kept: Kept | None = None) -> Report:
+def compress(
+    recipe: Recipe, out: Path, emit: Emit = silent, kept: Kept | None = None, began: float | None = None
+) -> Report:
     """Run a recipe into a folder, or go on with it where an earlier command stopped.
 
-    Args: kept: where and how much of the teacher's answers; it changes no result.
+    Args: kept: where and how much of the teacher's answers; it changes no result. began: since when the time of the run
+        counts, by `time.monotonic`; None: now.
     Returns: the report; `report.met` says whether every limit of the budget is met (else the nearest student is kept).
     Raises: UserError for the user's mistakes, LawError where a pass broke its contract.
     """
-    began = time.monotonic()
+    began = time.monotonic() if began is None else began
     device = load_device(recipe.target)
     running(device)  # a student is judged by running it: where that cannot be, nothing is begun
     if recipe.passes is None:
@@ -99,6 +102,8 @@ class _Run:
     def into(self, out: Path, lock: str) -> Report:
         for note in self.inputs.data.notes:
             self.emit(Note(note))
+        if self.time.limited:
+            self.lowering.warm_up()
         teacher = self.lowering.teacher
         self._check_better_than_chance(teacher)
         self._check_floor()
@@ -162,7 +167,7 @@ class _Run:
         of = len(self.plan.compress)
         for number, planned in enumerate(self.plan.compress, start=1):
             stored = self.steps.found(planned.label, planned, made)[1] is not None
-            if not stored and self.time.leaves_out(number, len(students)):
+            if not stored and self.time.leaves_out(len(students)):
                 names = ", ".join(one.label for one in self.plan.compress[number - 1 :])
                 self.left_out.append(f"{names}: left out, by compile_minutes {self.budget.compile_minutes:g}")
                 self.emit(Note(self.left_out[-1]))

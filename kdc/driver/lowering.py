@@ -210,12 +210,20 @@ class Lowering:
 
     def floor_ms(self) -> float:
         """The latency of a graph that does next to nothing with the teacher's first input: no student can be faster."""
-        spec = self.inputs.teacher.inputs[0]
-        flat = spec.model_copy(update={"name": "flat", "shape": (spec.shape[0], example(spec).numel())})
-        file = self.lowered(Artifact(model=_Flatten(), inputs=(spec,), outputs=(flat,)), lambda model: None)
+        file = self._nothing()
         latency_ms = self._latency_ms("floor", file, self.samples()[:1])
         remove(file, self.runtime)
         return latency_ms
+
+    def warm_up(self) -> None:
+        """Lower next to nothing: what is imported for the first model would else be counted for each of them."""
+        remove(self._nothing(), self.runtime)
+
+    def _nothing(self) -> DeviceFile:
+        """A graph that does next to nothing with the teacher's first input. The caller deletes the file."""
+        spec = self.inputs.teacher.inputs[0]
+        flat = spec.model_copy(update={"name": "flat", "shape": (spec.shape[0], example(spec).numel())})
+        return self.lowered(Artifact(model=_Flatten(), inputs=(spec,), outputs=(flat,)), lambda model: None)
 
     def _latency_ms(self, name: str, file: DeviceFile, samples: list[Array]) -> float:
         """A file's latency from the store, or measured now: a run that goes on decides by the numbers it began with."""

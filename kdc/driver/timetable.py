@@ -53,20 +53,24 @@ class Timetable:
         """
         if self.clock.limit_minutes is None:
             return None
-        seconds = max(0.0, self.for_passes(number, made))
-        efforts = [1 + planned.settings.training_epochs() for planned in self.passes[number - 1 :]]
-        least = self.model_seconds * (len(efforts) - 1)  # what each of the later ones needs before it trains
-        own = max(seconds - least, 0.0) * efforts[0] / sum(efforts)
+        coming = len(self.passes) - number + 1
+        while coming > 1 and self.for_passes(coming, made) < 2 * coming * self.model_seconds:
+            coming -= 1  # the last ones will be left out: they would only take from the others
+        efforts = [1 + planned.settings.training_epochs() for planned in self.passes[number - 1 :][:coming]]
+        least = self.model_seconds * (coming - 1)  # what each of the later ones needs before it trains
+        own = max(self.for_passes(coming, made) - least, 0.0) * efforts[0] / sum(efforts)
         at = self.clock.seconds + own
         return Deadline(lambda: self.clock.seconds, at, self.clock.limit_minutes, folder, self.model_seconds)
 
-    def leaves_out(self, number: int, made: int) -> bool:
-        """Whether there is no time for this pass, nor for those behind it: only where a student is there."""
-        return self.limited and made > 0 and self.for_passes(number, made) < self.model_seconds
+    def leaves_out(self, made: int) -> bool:
+        """Whether there is no time for another pass: only where a student is there."""
+        return self.limited and made > 0 and self.for_passes(1, made) < self.model_seconds
 
-    def for_passes(self, number: int, made: int) -> float:
-        """Seconds that the passes from this one on have, without lowering and judging their students; below 0: none."""
-        coming = len(self.passes) - number + 1
+    def for_passes(self, coming: int, made: int) -> float:
+        """Seconds that so many passes have, without lowering and judging their students; below 0: none.
+
+        Args: made: students so far.
+        """
         students = coming * (self.clock.took(LOWER) + self.clock.took(EVALUATE))
         return self.clock.left - students - self.to_measure(1 + made + coming) - self.to_report()
 
