@@ -77,7 +77,7 @@ class Timetable:
     def least(self) -> float:
         """Seconds that the smallest thing takes that can be done from here on: one student, untrained, and its report."""
         lowered = self.clock.took(LOWER) + self.clock.took(EVALUATE)
-        return lowered + self._least_measuring(2) + self.clock.took(EVALUATE) / 2 * self._test_share() + END_SECONDS
+        return lowered + self._least_measuring(2) + self.to_report()
 
     def check(self) -> None:
         """See that the limit leaves time for a student at all. Raises: TimeUpError that says what it takes."""

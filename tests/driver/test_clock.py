@@ -101,8 +101,14 @@ def table(
 @pytest.mark.parametrize("lower", [0.2, 2.0, 9.0])
 @pytest.mark.parametrize("cold", [False, True])
 def test_the_parts_of_a_run_never_pass_its_limit(tmp_path, minutes, epochs, lower, cold):
-    """Where each pass takes all that it is given, and all else what it was seen to take."""
+    """Where each pass takes all that it is given, and all else what it was seen to take; or it is refused at once."""
     times, seconds, clock = table(tmp_path, minutes, planned(*epochs), lower=lower, cold=cold)
+    try:
+        times.check()
+    except TimeUpError:
+        assert minutes == 0.5
+        assert lower == 9.0
+        return
     made = 0
     for number in range(1, len(epochs) + 1):
         if times.leaves_out(made):
