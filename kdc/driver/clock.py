@@ -53,6 +53,8 @@ class Clock:
             pass  # the first command of this recipe
         self._began = now() if began is None else began
         self._written = now()
+        self.ends = True
+        """Whether work ends where the limit is passed: until there is something that could be finished."""
 
     @property
     def seconds(self) -> float:
@@ -94,28 +96,20 @@ class Clock:
         write_text(self._path, json.dumps(content))
 
     def watching(self, emit: Emit) -> Emit:
-        """An observer that passes events on, and keeps the count from time to time."""
+        """An observer that passes events on, and keeps the count from time to time.
+
+        Raises: TimeUpError by the observer, where the limit is passed while `ends` is set.
+        """
 
         def watch(event: Event) -> None:
             emit(event)
             if self._now() - self._written > WRITE_SECONDS:
                 self.write()
-
-        return watch
-
-    def ending(self, emit: Emit) -> Emit:
-        """The same for work that cannot do with less time: it ends where the limit is passed.
-
-        Raises: TimeUpError by the observer.
-        """
-        watch = self.watching(emit)
-
-        def end(event: Event) -> None:
-            watch(event)
-            if self.left < 0:
+            if self.ends and self.left < 0:
                 raise TimeUpError(
-                    f"compile_minutes is {self.limit_minutes:g}, and they are over before the samples are made",
+                    f"compile_minutes is {self.limit_minutes:g}, and they are over before anything could be trained: "
+                    "loading, making samples, and lowering and judging the teacher took them",
                     do="raise budget.compile_minutes and run the same command again: it goes on from here",
                 )
 
-        return end
+        return watch

@@ -27,7 +27,7 @@ from kdc.driver.robustness import robustness
 from kdc.driver.routing import routing, why_not
 from kdc.driver.select import Judged, known, limits, proven, select
 from kdc.driver.sources import versions
-from kdc.driver.steps import GAVE_UP, WEIGHTS, Kept, Made, Steps, measuring_parts
+from kdc.driver.steps import GAVE_UP, WEIGHTS, Kept, Made, Steps, begun, measuring_parts
 from kdc.driver.timetable import TIME, Timetable
 from kdc.numerics import stats
 from passes import default_passes
@@ -79,8 +79,9 @@ def compress(
         sha = hashlib.sha256(lock.encode()).hexdigest()
         clock = Clock(private / "clock.json", sha, recipe.budget.compile_minutes, began)
         store = Store(private / "store")
+        clock.ends = not begun(store, [planned.label for planned in plan.compress])
         try:
-            inputs = named.inputs(store, clock.ending(emit))
+            inputs = named.inputs(store, clock.watching(emit))
             return _Run(inputs, plan, store, clock, emit, kept).into(out, lock)
         finally:
             clock.write()
@@ -153,12 +154,12 @@ class _Run:
 
         A run that goes on has something to finish, whatever the clock says.
         """
-        if not self.time.limited:
-            return
-        with self.clock.timed(TIME):
-            self.lowering.teacher_cost()
-        if not self.steps.begun(planned.label for planned in self.plan.compress):
-            self.time.check()
+        if self.time.limited:
+            with self.clock.timed(TIME):
+                self.lowering.teacher_cost()
+            if self.clock.ends:
+                self.time.check()
+        self.clock.ends = False
 
     def _students(self) -> list[Candidate]:
         """Every compressing pass in turn, the student after each lowered and judged."""

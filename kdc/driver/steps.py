@@ -138,11 +138,6 @@ class Steps:
         """What the step's key is made of, and its entry: the whole step, else the one that today's limit shortened."""
         return find_step(self.store, name, step_parts(planned.settings, previous.key, self.inputs), self.inputs)
 
-    def begun(self, names: Iterable[str]) -> bool:
-        """Whether a step of these names is in the store, or was begun by an earlier command."""
-        work = self.store.root / "work"
-        return any(self.store.entries(name) for name in names) or (work.is_dir() and any(work.iterdir()))
-
     def entry_of(self, made: Made) -> Entry:
         """The stored step."""
         entry = self.store.find(made.name, made.key)
@@ -221,6 +216,14 @@ class Steps:
             seed=context.seed,
         )
         return tuned, step
+
+
+def begun(store: Store, names: Iterable[str]) -> bool:
+    """Whether a step of these names is in the store, or has checkpoints of an earlier command."""
+    work = store.root / "work"
+    return any(store.entries(name) for name in names) or (
+        work.is_dir() and any(any(one.iterdir()) for one in work.iterdir())
+    )
 
 
 def shortened(parts: Parts, minutes: float) -> Parts:
