@@ -31,6 +31,7 @@ from kdc.core.store import KEY_DIGITS, Entry, Parts, Store, key_of
 from kdc.core.usercode import load_callable, source_fingerprint
 from kdc.core.weights import save_weights
 from kdc.distill.cache import claim
+from kdc.distill.loop import CHECKPOINT
 from kdc.distill.sources import named_in, source_digest
 from kdc.driver.again import Figures, Forecasts, GoOn, Recorded
 from kdc.driver.inputs import Inputs
@@ -219,11 +220,8 @@ class Steps:
 
 
 def begun(store: Store, names: Iterable[str]) -> bool:
-    """Whether a step of these names is in the store, or has checkpoints of an earlier command."""
-    work = store.root / "work"
-    return any(store.entries(name) for name in names) or (
-        work.is_dir() and any(any(one.iterdir()) for one in work.iterdir())
-    )
+    """Whether a step of these names is in the store, or a training of an earlier command has a checkpoint."""
+    return any(store.entries(name) for name in names) or any((store.root / "work").rglob(CHECKPOINT))
 
 
 def shortened(parts: Parts, minutes: float) -> Parts:
