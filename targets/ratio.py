@@ -35,9 +35,9 @@ def judge(baseline_ns: BlocksNs, candidate_ns: BlocksNs, interest: float, means:
     """
     interval = ratio_interval(paired_log_ratios(baseline_ns, candidate_ns, means=means))
     verdict: Literal["faster", "slower", "no detectable difference"] = "no detectable difference"
-    if interval.low > 1 + interest:
+    if interval.low >= 1 + interest:
         verdict = "faster"
-    elif interval.high < 1 / (1 + interest):
+    elif interval.high <= 1 / (1 + interest):
         verdict = "slower"
     return Ratio(ratio=interval.value, low=interval.low, high=interval.high, verdict=verdict)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pydantic import BaseModel, Field
 
+INTEREST = 0.01  # a difference of at most this fraction is none
 PROCESSES_LEAST = 3  # with fewer, a t interval is too wide to say anything
 
 
@@ -12,7 +13,7 @@ class Settings(BaseModel, frozen=True, extra="forbid"):
 
     seconds: float = Field(default=20, gt=0, description="no new process starts after this, but for the first three")
     precision: float = Field(default=0.01, gt=0, description="enough when a 95% interval's half-width is this share")
-    interest: float = Field(default=0.01, ge=0, description="a difference of at most this share is none")
+    interest: float = Field(default=INTEREST, ge=0, description="a difference of at most this share is none")
     processes_min: int = Field(default=5, ge=PROCESSES_LEAST, description="fresh processes, time permitting")
     processes_max: int = Field(default=60, ge=PROCESSES_LEAST)
     slice_seconds: float = Field(default=0.25, gt=0, description="of timed rounds for each file in each process")

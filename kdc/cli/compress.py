@@ -12,6 +12,7 @@ from kdc.cli.flags import takes_recipe
 
 if TYPE_CHECKING:
     from kdc.driver.recipe import Recipe
+    from kdc.driver.report import Report
 
 
 @takes_recipe
@@ -41,12 +42,18 @@ def compress(
 
         report = run(recipe, out, emit, Kept(teacher_cache, cache_gb), BEGAN)
     from kdc.cli.table import show
-    from kdc.core.errors import BudgetError
 
     if json:
         print(report.model_dump_json(indent=1))
     else:
         show(report, out)
+    end(report, out)
+
+
+def end(report: Report, out: Path) -> None:
+    """Raise the error that a run ends with whose budget is not met: it names each limit that binds."""
+    from kdc.core.errors import BudgetError
+
     if not report.met:
         raise BudgetError(
             f"the budget is not met: {report.binding()}",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from kdc.cli.flags import takes_recipe
 
@@ -35,7 +35,7 @@ def plan(recipe: Recipe) -> None:
     limits = {name: value for name, value in recipe.budget.model_dump(by_alias=True).items() if value is not None}
     if not {"latency_ms", "latency_ms@cold"} & limits.keys():
         del limits["percentile"]  # of nothing
-    console.print("budget: " + (", ".join(f"{name} {value:g}" for name, value in limits.items()) or "none"))
+    console.print("budget: " + (", ".join(f"{name} {_shown(value)}" for name, value in limits.items()) or "none"))
 
     from kdc.driver.preview import preview
 
@@ -45,3 +45,9 @@ def plan(recipe: Recipe) -> None:
         console.print(f"data: {note}")
     console.print("operators: " + ", ".join(f"{name} {n}" for name, n in found.operators.items()))
     console.print(f"{device.runtime} loads the teacher's exported graph; every operator is there")
+
+
+def _shown(limit: float | dict[str, Any]) -> str:
+    if isinstance(limit, dict):
+        return " ".join(f"{key} {value}" for key, value in limit.items())
+    return f"{limit:g}"

@@ -81,7 +81,7 @@ def show(report: Report, out: Path) -> None:
             f"{step.speedup.low:.2f}x – {step.speedup.high:.2f}x",
             f"{step.student.size_mb * 1e3:.0f}",
             f"{step.seconds:.0f}",
-            "ships" if step.selected else "",
+            ("ships" if report.met else "nearest") if step.selected else "",
         )
     console.print(steps)
     for step in report.steps:
@@ -97,12 +97,20 @@ def show(report: Report, out: Path) -> None:
 
 
 def _show_budget(console: Console, report: Report) -> None:
-    if report.budget:
-        console.print("\nbudget")
-        for verdict in report.budget:
-            sign = "≥" if verdict.name == "min_speedup" else "≤"
-            mark = "met" if verdict.met else "NOT MET (emulated)" if verdict.emulated else "NOT MET"
-            console.print(f"  {verdict.name}: {verdict.value:.4g} {sign} {verdict.limit:.4g}  {mark}")
+    """Each limit, the figure that is held to it, and which figure that is."""
+    console.print("\nbudget: " + ("met" if report.met else "NOT MET; this student is the nearest"))
+    table = Table(box=None, pad_edge=False, show_header=False)
+    for _ in range(4):
+        table.add_column()
+    for one in report.budget:
+        sign = {"at most": "≤", "at least": "≥", "above": ">"}[one.bound]
+        mark = "met" if one.met else "NOT MET"
+        told = ["emulated"] if one.emulated else [one.end]
+        if one.test is not None:
+            denied = ", beyond the limit" if one.contradicted else ""
+            told.append(f"test {one.test[0]:.4g} – {one.test[1]:.4g}{denied}")
+        table.add_row(f"  {one.name}", f"{one.value:.4g} {sign} {one.limit:.4g}", mark, "; ".join(told))
+    console.print(table)
 
 
 def _quality(report: Report) -> Iterator[tuple[str, str, str]]:

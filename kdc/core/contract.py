@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Generic, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, Protocol, Self, TypeVar
 
 from pydantic import BaseModel
 
@@ -110,7 +110,7 @@ class Again(Protocol):
 
 @dataclass(frozen=True)
 class Context:
-    """What a pass may use.
+    """What a pass may use. A new field belongs to one of the three kinds of `kdc.core.reads`.
 
     `work` is a folder of the step's own for checkpoints, kept until the step is stored; `cache` is a folder for what
     depends on the teacher, the data and the seed alone.
@@ -227,16 +227,30 @@ class Pass(BaseModel, Generic[D], frozen=True, extra="forbid"):
         return None
 
     def measures(self, budget: Budget) -> bool:
-        """Whether `decide` times candidates on the target, so that its result depends on the machine."""
+        """Whether `decide` times candidates on the target, so that its result depends on the machine.
+
+        A pass that asks for `Context.forecasts` or `Context.teacher_cost` and does not say so fails the step.
+        """
         return False
 
     def reads(self, budget: Budget) -> tuple[str, ...]:
-        """Names of the budget's fields that this pass's result depends on."""
+        """Names of the budget's fields that `decide` and `tune` read; part of the store's key.
+
+        A field that is read and not named fails the step (`kdc.core.reads`).
+        """
         return ()
 
     def training_epochs(self) -> float:
         """About how many epochs of training it may take: by it a limit on the run's time is divided among the passes."""
         return 0.0
+
+    def structural(self) -> Self:
+        """These settings without what `tune` alone reads, which then has its default.
+
+        A pass before this one forecasts what a student costs with this one's structure. The forecast is made with these
+        settings, and they are part of that pass's key: so a longer training here does not redo the pass before.
+        """
+        return self
 
     def code(self) -> tuple[str, ...]:
         """The user's own callables that this pass runs ("path.py:name"): their source is part of the store's key."""

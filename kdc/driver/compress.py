@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
+from kdc.core.budget import Verdict
 from kdc.core.contract import named_seed
 from kdc.core.errors import BudgetError, ModelError
 from kdc.core.observe import Emit, Note, silent
@@ -19,15 +20,17 @@ from kdc.driver import folder
 from kdc.driver.clock import Clock
 from kdc.driver.evaluate import Array
 from kdc.driver.inputs import Inputs, read
+from kdc.driver.keys import measuring_parts
+from kdc.driver.limits import Judged, check_showable, confirmed, known, limits
 from kdc.driver.lowering import INPUTS_MOST, Candidate, Lowering
 from kdc.driver.plan import Plan, make
 from kdc.driver.recipe import Recipe, lock_text
-from kdc.driver.report import Drop, Metric, ModelRow, Report, Routing, StepRow
+from kdc.driver.report import Drop, Metric, ModelRow, Report, Routing, StepRow, contradictions, missed
 from kdc.driver.robustness import robustness
-from kdc.driver.routing import routing, why_not
-from kdc.driver.select import Judged, known, limits, proven, select
+from kdc.driver.routing import exit_limits, routing
+from kdc.driver.select import select
 from kdc.driver.sources import versions
-from kdc.driver.steps import GAVE_UP, WEIGHTS, Kept, Made, Steps, begun, measuring_parts
+from kdc.driver.steps import GAVE_UP, WEIGHTS, Kept, Made, Steps, begun
 from kdc.driver.timetable import TIME, Timetable
 from kdc.numerics import stats
 from passes import default_passes
@@ -103,6 +106,7 @@ class _Run:
     def into(self, out: Path, lock: str) -> Report:
         for note in self.inputs.data.notes:
             self.emit(Note(note))
+        check_showable(self.budget, len(self.inputs.data.validation))
         if self.time.limited:
             self.lowering.warm_up()
         teacher = self.lowering.teacher
@@ -114,10 +118,17 @@ class _Run:
         judged = [self._judge(teacher, student, measured, i) for i, student in enumerate(students)]
         self.lowering.inputs_most = self.clock.decided("inputs", self._timed_inputs)
         routed = self._routed(teacher, students)
-        barred = self._barred(students, routed)
-        chosen, _ = select(judged, self.budget, measured.ratio_between, self.clock.seconds / 60, barred)
-        notes = (*self._shortened(students), *(f"{students[i].label}: {why}" for i, why in barred.items()))
-        report = self._report(teacher, judged, chosen, measured, routed, notes)
+        same = _same_files(students)
+        exits = {i: exit_limits(one, students[i].made.artifact.lineage[-1].settings) for i, one in routed.items()}
+        minutes = self.clock.seconds / 60
+        verdicts = [(*limits(self.budget, one, minutes), *exits.get(i, ())) for i, one in enumerate(judged)]
+        chosen = select(judged, verdicts, measured.ratio_between, same)
+        notes = (
+            *self._shortened(students),
+            *(f"{students[i].label}: the same file as after {students[first].label}" for i, first in same.items()),
+            *(f"{students[i].label}: {missed(one)}" for i in exits for one in exits[i] if not one.met),
+        )
+        report = self._report(teacher, judged, verdicts, chosen, measured, routed, notes)
         self._publish(out, lock, teacher, students[chosen], report)
         return report
 
@@ -194,8 +205,13 @@ class _Run:
         """All files interleaved with the teacher's; stored, so that the same files are not timed again."""
         fitted = self.clock.decided("measuring", lambda: self.time.measuring(1 + len(students)).model_dump(mode="json"))
         settings = Settings.model_validate(fitted)
+        # Early exits take their time from the inputs: as many as the split has tell of its mix.
+        samples = self.lowering.samples(*((MIX_SAMPLES,) if any(s.taken is not None for s in students) else ()))
         parts = {
             "files": [teacher.sha256, *(student.sha256 for student in students)],
+            "data": self.inputs.data.fingerprint,
+            "samples": len(samples[0]),
+            "seed": self.inputs.recipe.seed,
             "settings": settings.model_dump(mode="json"),
             **measuring_parts(self.inputs.device),
         }
@@ -207,8 +223,7 @@ class _Run:
                 [student.file for student in students],
                 teacher.file,
                 self.inputs.device,
-                # Early exits take their time from the inputs: as many as the split has tell of its mix.
-                self.lowering.samples(*((MIX_SAMPLES,) if any(s.taken is not None for s in students) else ())),
+                samples,
                 settings,
                 seed=self.inputs.recipe.seed,
             )
@@ -235,17 +250,6 @@ class _Run:
                 found[i] = routing(self.lowering, cascade, plain, "validation", split, *seen)
         return found
 
-    def _barred(self, students: Sequence[Candidate], routed: Mapping[int, Routing]) -> dict[int, str]:
-        """Which students may not ship, and why: a step that changed nothing, exits that do not help."""
-        barred: dict[int, str] = {}
-        for i, student in enumerate(students):
-            same = next((other for other in students[:i] if other.sha256 == student.sha256), None)
-            if same is not None:
-                barred[i] = f"the same file as after {same.label}"
-            elif i in routed and (why := why_not(routed[i], student.made.artifact.lineage[-1].settings)) is not None:
-                barred[i] = why
-        return barred
-
     def _judge(self, teacher: Candidate, student: Candidate, measured: Measured, index: int) -> Judged:
         generator = np.random.default_rng(named_seed(self.inputs.recipe.seed, "drop", student.label))
         drop = stats.paired_drop(teacher.scores, student.scores, generator)
@@ -254,9 +258,9 @@ class _Run:
             measured.candidates[index],
             measured.ratio(index),
             drop,
-            measured.samples_ms(index),
+            measured.samples_ns[1 + index],
             measured.cold_ratio(index),
-            measured.cold_samples_ms(index),
+            () if measured.cold is None else measured.cold.samples_ns[1 + index],
             student.metrics.get("churn"),
         )
 
@@ -264,12 +268,12 @@ class _Run:
         self,
         teacher: Candidate,
         judged: Sequence[Judged],
+        verdicts: Sequence[tuple[Verdict, ...]],
         chosen: int,
         measured: Measured,
         routed: Mapping[int, Routing],
         notes: tuple[str, ...],
     ) -> Report:
-        minutes = self.clock.seconds / 60
         split, task = self.inputs.data.test, self.inputs.task
         labels = split.labels.numpy()
         shipped = judged[chosen].candidate
@@ -277,12 +281,12 @@ class _Run:
         student_outputs, taken = self._tested(shipped)
         scores = [task.scores(outputs, labels) for outputs in (teacher_outputs, student_outputs)]
         generator = np.random.default_rng(named_seed(self.inputs.recipe.seed, "drop", "test"))
-        drop = Drop(**stats.paired_drop(scores[0], scores[1], generator)._asdict())
+        drop = stats.paired_drop(scores[0], scores[1], generator)
         previous = self.lowering.previous("test")
         metrics = task.metrics(student_outputs, labels, teacher_outputs, previous)
-        verdicts = tuple(limits(self.budget, judged[chosen], drop.points, minutes, metrics.get("churn")))
-        ratio = judged[chosen].ratio
-        rows = tuple(self._row(one, i == chosen, minutes, routed.get(i)) for i, one in enumerate(judged))
+        churned = stats.fraction_interval(metrics["churn"] / 100, len(split)) if "churn" in metrics else None
+        final = confirmed(verdicts[chosen], drop, churned)
+        rows = tuple(self._row(one, verdicts[i], i == chosen, routed.get(i)) for i, one in enumerate(judged))
         on_test = None
         if taken is not None:
             plain = judged[chosen - 1].candidate if chosen else teacher
@@ -308,15 +312,15 @@ class _Run:
                 judged[chosen].candidate.sha256,
             ),
             steps=rows,
-            budget=verdicts,
-            met=all(v.met for v in verdicts) and proven(judged[chosen]),
-            speedup=ratio,
+            budget=final,
+            met=all(one.met for one in final),
+            speedup=judged[chosen].ratio,
             cold_speedup=judged[chosen].cold_ratio,
-            drop=drop,
+            drop=Drop(**drop._asdict()),
             robustness=robustness(self.steps, self.plan, shipped.made),
             routing=on_test,
             ships=STAGED if is_cascade(shipped.file.path) else _device_file(shipped),
-            notes=(*self.inputs.data.notes, *measured.notes, *notes),
+            notes=(*self.inputs.data.notes, *measured.notes, *notes, *contradictions(final)),
             environment={**measured.environment, "libraries": versions(libraries)},
             seconds=round(self.clock.seconds, 1),
         )
@@ -324,7 +328,7 @@ class _Run:
     def _tested(self, candidate: Candidate) -> tuple[Array, Array | None]:
         return self.lowering.evaluation.test(candidate.label, candidate.file)
 
-    def _row(self, judged: Judged, selected: bool, minutes: float, routed: Routing | None) -> StepRow:
+    def _row(self, judged: Judged, verdicts: tuple[Verdict, ...], selected: bool, routed: Routing | None) -> StepRow:
         candidate = judged.candidate
         step = candidate.made.artifact.lineage[-1]
         return StepRow(
@@ -338,7 +342,7 @@ class _Run:
             cold_speedup=judged.cold_ratio,
             drop=Drop(**judged.drop._asdict()),
             parity=candidate.parity,
-            budget=tuple(limits(self.budget, judged, judged.drop.points, minutes, judged.churn)),
+            budget=verdicts,
             findings=self.steps.entry_of(candidate.made).record["findings"],
             routing=routed,
             selected=selected,
@@ -384,6 +388,14 @@ class _Run:
             folder_name = Path(STAGED).parent
             files |= {str(folder_name / path.name): path for path in staged_files(student.staged)}
         folder.publish(out, files)
+
+
+def _same_files(students: Sequence[Candidate]) -> dict[int, int]:
+    """Students whose step changed nothing, which do not ship, and the first student of the same file."""
+    first: dict[str, int] = {}
+    for i, student in enumerate(students):
+        first.setdefault(student.sha256, i)
+    return {i: first[student.sha256] for i, student in enumerate(students) if first[student.sha256] != i}
 
 
 def _device_file(student: Candidate) -> str:

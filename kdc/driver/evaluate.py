@@ -22,7 +22,7 @@ from kdc.core.spec import DeviceFile
 from kdc.core.store import Entry, Parts, key_of
 from kdc.distill.teacher import EVALUATION_BATCH, fast, predict
 from kdc.driver.plan import facts_of
-from kdc.driver.sources import digests, versions
+from kdc.driver.sources import digest, digests, versions
 from kdc.driver.steps import Made, Steps
 from passes.export.staged import HOST, write
 from passes.export.staged import split as stage
@@ -47,7 +47,9 @@ class Evaluation:
 
         Args: onnx: the ONNX file that it was built from.
         """
-        name, parts = f"{made.name}+evaluate", self._parts(file, "validation")
+        # Its parity is to the torch model of this key, by the law as it stands.
+        laws = {"model": made.key, "laws": digest("kdc.core.verify")}
+        name, parts = f"{made.name}+evaluate", {**self._parts(file, "validation"), **laws}
         entry = self.steps.store.find(name, key_of(parts))
         if entry is not None:
             return entry
@@ -92,6 +94,7 @@ class Evaluation:
         return {
             "file": sha256_of_parts(file, self.runtime),
             "split": split,
+            "batch": EVALUATION_BATCH,
             "data": self.inputs.data.fingerprint,
             "task": self.inputs.task.name,
             "device": self.inputs.device.model_dump(mode="json"),

@@ -16,7 +16,7 @@ from kdc.core.device import Device
 from kdc.core.errors import DataError, ModelError
 from kdc.core.observe import Emit, silent
 from kdc.core.spec import TensorSpec
-from kdc.core.store import Store
+from kdc.core.store import Parts, Store
 from kdc.core.usercode import call, load_callable, source_fingerprint
 from kdc.core.weights import load_weights
 from kdc.distill.synthesis.domain import domains_of
@@ -58,10 +58,22 @@ class Named:
         data, recipe, settings = self.data, self.recipe, self.recipe.data.synthesise
         if isinstance(data, Given):
             assert settings is not None
-            made = synthetic(self.teacher, self.teacher_source, settings, recipe.seed, store, emit)
+            made = synthetic(self.teacher, builder_parts(self), settings, recipe.seed, store, emit)
             notes = (*made.notes, *told_of(set(data.splits) - {UNLABELED}))
             data = completed(data.with_train(made.split, notes), recipe.seed)
         return Inputs(recipe, self.device, self.task, data, self.teacher, self.teacher_source)
+
+
+def builder_parts(inputs: Named | Inputs) -> Parts:
+    """What the code that builds the teacher is, and what it is told, as parts of a key.
+
+    Two activation functions that are called, and not held as layers, change neither the weights nor what is printed of a
+    model: the arguments that choose between them are part of the key.
+    """
+    return {
+        "teacher_source": inputs.teacher_source,
+        "teacher_arguments": inputs.recipe.teacher.model_dump(mode="json")["arguments"],
+    }
 
 
 def load(recipe: Recipe, store: Store | None = None, emit: Emit = silent) -> Inputs:

@@ -17,16 +17,18 @@ from torch import nn
 from kdc.core.artifact import Artifact, example
 from kdc.core.budget import Cost
 from kdc.core.contract import Context, Fact
-from kdc.core.errors import KdcError
+from kdc.core.errors import KdcError, LawError
 from kdc.core.observe import Note, silent
+from kdc.core.reads import watched
 from kdc.core.spec import DeviceFile
 from kdc.core.store import Parts, key_of
 from kdc.driver.again import Forecasts
 from kdc.driver.evaluate import Array, Evaluation, loaded
+from kdc.driver.keys import forecast_with, measuring_parts
 from kdc.driver.lint import lint
 from kdc.driver.plan import Plan, Planned
 from kdc.driver.previous import answers_of_release
-from kdc.driver.steps import ONNX, Made, Steps, measuring_parts
+from kdc.driver.steps import ONNX, Made, Steps
 from kdc.numerics.cost import count
 from passes.export.staged import PLAN
 from targets.parts import move, remove, sha256_of_parts
@@ -155,7 +157,7 @@ class Lowering:
         clipping of a few activations. A pass that measures is left out: it would forecast in its turn, and what it can
         still gain is its own affair.
         """
-        structural = [planned for planned in rest if not planned.settings.measures(self.inputs.recipe.budget)]
+        structural = forecast_with(rest, self.inputs.recipe.budget)
 
         def costs(artifacts: Sequence[Artifact[Any]]) -> list[Cost | KdcError]:
             with TemporaryDirectory(prefix="kdc-forecast-") as folder:
@@ -186,9 +188,10 @@ class Lowering:
         try:
             forms = [self._form(artifact, folder / "0")]
             for number, planned in enumerate(rest, start=1):
-                context = self._scratch(f"forecast.{planned.label}")
-                artifact = planned.settings.apply(artifact, planned.settings.decide(artifact, context))
+                artifact = self._applied(planned, artifact, self._scratch(f"forecast.{planned.label}"))
                 forms.append(self._form(artifact, folder / str(number)))
+        except LawError:  # a pass's own fault, and not of the artifact
+            raise
         except KdcError as error:
             return error
         return forms
@@ -202,11 +205,19 @@ class Lowering:
         """An artifact lowered outside the store; `see` is shown each ONNX model on the way. The caller deletes the file."""
         context = self._scratch("forecast")
         for planned in self.plan.lowering:
-            artifact = planned.settings.apply(artifact, planned.settings.decide(artifact, context))
+            artifact = self._applied(planned, artifact, context)
             if isinstance(artifact.model, onnx_ir.Model):
                 see(artifact.model)
         file: DeviceFile = artifact.model
         return file
+
+    def _applied(self, planned: Planned, artifact: Artifact[Any], context: Context) -> Artifact[Any]:
+        """The structure that a later pass gives, by the settings that are part of the key of the step that asks."""
+        settings = planned.settings.structural()
+        seen, reads = watched(context, settings)
+        decision = settings.decide(artifact, seen)
+        reads.check()
+        return settings.apply(artifact, decision)
 
     def floor_ms(self) -> float:
         """The latency of a graph that does next to nothing with the teacher's first input: no student can be faster."""
@@ -229,6 +240,8 @@ class Lowering:
         """A file's latency from the store, or measured now: a run that goes on decides by the numbers it began with."""
         parts: Parts = {
             "file": sha256_of_parts(file, self.runtime),
+            "data": self.inputs.data.fingerprint,
+            "samples": len(samples[0]),
             **measuring_parts(self.inputs.device, "targets.quick"),
         }
         entry = self.steps.store.find(name, key_of(parts))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from kdc.core.contract import Fact, Pass
@@ -20,11 +20,12 @@ TEACHER_FACTS = frozenset({Fact.TORCH, Fact.FITTED, Fact.FLOAT, Fact.STATIC})
 
 @dataclass(frozen=True)
 class Planned:
-    """One pass in its place; `label` is unique in the plan; `facts` hold after it."""
+    """One pass in its place; `label` is unique in the plan; `facts` hold after it; `after`: the passes that follow."""
 
     label: str
     settings: AnyPass
     facts: frozenset[Fact]
+    after: tuple[Planned, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -77,6 +78,8 @@ def make(chosen: Sequence[AnyPass] | None, device: Device) -> Plan:
         same = [p.label for p in planned if p.settings.kind == settings.kind]
         label = settings.kind if not same else f"{settings.kind}.{len(same) + 1}"
         planned.append(Planned(label, settings, facts))
+    for index in reversed(range(len(planned))):
+        planned[index] = replace(planned[index], after=tuple(planned[index + 1 :]))
     if Fact.DEVICE not in facts:
         raise PlanError("the plan ends without a file that the target's runtime loads", do="put `build` last")
     first_lowering = next(i for i, p in enumerate(planned) if Fact.TORCH not in p.facts)

@@ -12,6 +12,7 @@ from kdc.core.device import Device
 from kdc.core.observe import silent
 from kdc.core.store import Store
 from kdc.driver.inputs import read
+from kdc.driver.limits import check_showable
 from kdc.driver.lint import lint, operators
 from kdc.driver.lowering import Lowering
 from kdc.driver.plan import Plan
@@ -38,6 +39,7 @@ def preview(recipe: Recipe, plan: Plan, device: Device) -> Preview:
     """
     named = read(_hasty(recipe))
     inputs = named.inputs()
+    check_showable(recipe.budget, len(inputs.data.validation))
     with tempfile.TemporaryDirectory() as scratch:
         lowering = Lowering(Steps(inputs, Store(Path(scratch)), silent), plan)
         seen: list[onnx_ir.Model] = []

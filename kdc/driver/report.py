@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, Self
 
-from pydantic import BaseModel, Field
+from pydantic import BaseModel, Field, model_validator
 
 from kdc.core.budget import Verdict
 from kdc.distill.strategy_settings.adversarial import Attack
@@ -12,7 +13,7 @@ from targets.latency import Latency
 from targets.placement import Placement
 from targets.ratio import Ratio
 
-SCHEMA_VERSION = 4
+SCHEMA_VERSION = 5
 
 
 class Metric(BaseModel, frozen=True, extra="forbid"):
@@ -132,7 +133,11 @@ class StepRow(BaseModel, frozen=True, extra="forbid"):
 
 
 class Report(BaseModel, frozen=True, extra="forbid"):
-    """A run. `teacher`, `student`, `speedup` and `drop` are of the test split and the files that ship."""
+    """A run. `teacher`, `student`, `speedup` and `drop` are of the test split and the files that ship.
+
+    `budget` has each limit with the figure that is held to it: of the validation split, beside the test split's interval.
+    `met` says whether all hold: the student ships. Else it is the nearest, and the command ends with exit code 3.
+    """
 
     schema_version: int = SCHEMA_VERSION
     target: str
@@ -153,15 +158,38 @@ class Report(BaseModel, frozen=True, extra="forbid"):
     environment: dict[str, Any]
     seconds: float
 
+    @model_validator(mode="after")
+    def _met_is_what_the_limits_say(self) -> Self:
+        if self.met != all(one.met for one in self.budget):
+            raise ValueError(f"met is {self.met}, which the limits deny: {self.binding() or 'all are met'}")
+        return self
+
     def binding(self) -> str:
         """The limits that are not met, in words."""
-        missed = [
-            f"{v.name} is {v.value:.4g}{' by emulation' if v.emulated else ''}, the limit {v.limit:.4g}"
-            for v in self.budget
-            if not v.met
-        ]
-        if self.student.latency.emulated:
-            missed.append("the student is not proven faster: its times are an emulator's")
-        elif self.speedup.verdict != "faster":
-            missed.append(f"the student is not proven faster: {self.speedup.verdict}")
-        return "; ".join(missed)
+        return "; ".join(missed(one) for one in self.budget if not one.met)
+
+
+def contradictions(verdicts: Sequence[Verdict]) -> tuple[str, ...]:
+    """A note for each limit that held on the validation split and that the test split denies."""
+    return tuple(
+        f"{one.name}: {one.value:.4g} on the validation split keeps to {one.limit:.4g}, and the test split contradicts it: "
+        f"{_test(one)} lies beyond the limit as a whole"
+        for one in verdicts
+        if one.contradicted and one.within
+    )
+
+
+def missed(verdict: Verdict) -> str:
+    """A limit that is not met, in words."""
+    if verdict.name in ("proven_faster", "not_slower"):
+        what = "is not proven faster" if verdict.name == "proven_faster" else "is proven slower"
+        return f"the student {what} than the teacher" + (": its times are an emulator's" if verdict.emulated else "")
+    emulated = " by emulation" if verdict.emulated else ""
+    if verdict.within and verdict.contradicted:
+        return f"{verdict.name} is {_test(verdict)} on the test split, the limit {verdict.limit:.4g}"
+    return f"{verdict.name} is {verdict.value:.4g}{emulated} ({verdict.end}), the limit {verdict.limit:.4g}"
+
+
+def _test(verdict: Verdict) -> str:
+    assert verdict.test is not None
+    return f"{verdict.test[0]:.4g} to {verdict.test[1]:.4g}"

@@ -6,12 +6,13 @@ from typing import Any
 
 import numpy as np
 
+from kdc.core.budget import Verdict
 from kdc.core.data import Split
 from kdc.core.store import key_of
 from kdc.driver.evaluate import Array
-from kdc.driver.lowering import INPUTS_MOST, Candidate, Lowering
+from kdc.driver.keys import measuring_parts
+from kdc.driver.lowering import Candidate, Lowering
 from kdc.driver.report import Drop, Estimate, ExitRow, Routing, Spread
-from kdc.driver.steps import measuring_parts
 from kdc.numerics import stats
 from targets.over_inputs import InputTimes, over_inputs
 
@@ -40,7 +41,7 @@ def routing(
     outputs, taken = seen
     scores, reference = task.scores(outputs, labels), task.scores(without, labels)
     some = np.unique(np.linspace(0, len(split) - 1, min(lowering.inputs_most, len(split))).round().astype(int))
-    times = _times(lowering, cascade, plain, name, [tensor[some].numpy() for tensor in split.inputs], len(split))
+    times = _times(lowering, cascade, plain, name, [tensor[some].numpy() for tensor in split.inputs])
     of_cascade, left = times.of(0), taken[some]
     rows = [
         ExitRow(
@@ -65,35 +66,43 @@ def routing(
     )
 
 
-def why_not(found: Routing, settings: dict[str, Any]) -> str | None:
-    """Why a cascade may not ship in place of its student without exits; None: it may.
+def exit_limits(found: Routing, settings: dict[str, Any]) -> tuple[Verdict, ...]:
+    """What early exits must be worth to ship, beside the same student without them: the pass's own settings as limits.
 
-    It must be faster in the mean beyond the noise, and not proven worse than the pass's settings allow.
+    Gain and cost are held by the worse end of their interval. The drop is held by its better end: the pass chose the
+    thresholds by the drop itself, on the same samples, and here it must not be proven worse.
     """
-    allowed = settings["max_drop"] if settings["mean_latency_ms"] is None else None
-    if found.speedup.low <= 1:
-        return (
-            f"early exits do not help: in the mean {found.speedup.ratio:.2f}x [{found.speedup.low:.2f}, "
-            f"{found.speedup.high:.2f}] as fast as the same student without them"
+    limits = [
+        Verdict(
+            name="early_exit_gain",
+            limit=settings["min_gain"],
+            bound="at least",
+            value=found.speedup.low,
+            end="lower end of the 95% interval, mean over inputs",
         )
-    if allowed is not None and found.drop.low > allowed:
-        return (
-            f"early exits cost accuracy: {found.drop.points:.2f} points [{found.drop.low:.2f}, {found.drop.high:.2f}] "
-            f"below the same student without them, where route.max_drop is {allowed:g}"
+    ]
+    if found.last_exit is not None:
+        cost, name = found.last_exit.high, "last_exit_cost"
+        limits.append(
+            Verdict(name=name, limit=settings["max_last_exit_cost"], value=cost, end="upper end of the 95% interval")
         )
-    return None
+    if settings["mean_latency_ms"] is None and settings["max_drop"] is not None:
+        drop, name = found.drop.low, "early_exit_drop"
+        limits.append(
+            Verdict(name=name, limit=settings["max_drop"], value=drop, end="lower end of the 95% interval, validation")
+        )
+    return tuple(limits)
 
 
-def _times(
-    lowering: Lowering, cascade: Candidate, plain: Candidate, name: str, inputs: list[Array], of: int
-) -> InputTimes:
-    """Times from the store, or measured now. Args: of: samples of the split that the inputs are taken from."""
+def _times(lowering: Lowering, cascade: Candidate, plain: Candidate, name: str, inputs: list[Array]) -> InputTimes:
+    """Times from the store, or measured now."""
     steps, device = lowering.steps, lowering.inputs.device
     parts = {
         "files": [cascade.sha256, plain.sha256],
         "split": name,
         "data": lowering.inputs.data.fingerprint,
-        **({} if len(inputs[0]) >= min(INPUTS_MOST, of) else {"inputs": len(inputs[0])}),
+        "samples": len(inputs[0]),
+        "seed": lowering.inputs.recipe.seed,
         **measuring_parts(device, over_inputs.__module__),
     }
     entry = steps.store.find(f"{cascade.label}+inputs", key_of(parts))

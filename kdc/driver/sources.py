@@ -34,11 +34,21 @@ def digests(module: str, without: Iterable[str] = ()) -> dict[str, str]:
         if path is None:
             continue
         text = path.read_bytes()
-        parts = name.split(".")
-        label = "/".join(parts) + ("/__init__.py" if path.name == "__init__.py" else ".py")
-        seen[label] = hashlib.sha256(text).hexdigest()[:16]
+        seen |= _digest(name, path, text)
         waiting.extend(_imports(text))
     return dict(sorted(seen.items()))
+
+
+def digest(module: str) -> dict[str, str]:
+    """As `digests`, of this module's own file alone."""
+    path = _file(module)
+    assert path is not None
+    return _digest(module, path, path.read_bytes())
+
+
+def _digest(module: str, path: Path, text: bytes) -> dict[str, str]:
+    label = module.replace(".", "/") + ("/__init__.py" if path.name == "__init__.py" else ".py")
+    return {label: hashlib.sha256(text).hexdigest()[:16]}
 
 
 def versions(distributions: tuple[str, ...]) -> dict[str, str]:

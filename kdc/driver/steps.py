@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import platform
 import shutil
 import time
 from collections.abc import Callable, Iterable
@@ -13,33 +12,29 @@ from pathlib import Path
 from typing import Any
 
 import onnx_ir
-import torch
 from safetensors.torch import load_file
 from torch import nn
 
 from kdc.core import verify
 from kdc.core.artifact import Artifact, Step
-from kdc.core.budget import Budget, Cost
+from kdc.core.budget import Cost
 from kdc.core.changed import with_origins
 from kdc.core.contract import FINDINGS, Context, Fact
 from kdc.core.deadline import Deadline, given_up_in, without_other_limits
-from kdc.core.device import Device
-from kdc.core.errors import KdcError, ModelError
+from kdc.core.errors import KdcError
 from kdc.core.observe import Emit, StepFinished, StepStarted
+from kdc.core.reads import watched
 from kdc.core.spec import DeviceFile
 from kdc.core.store import KEY_DIGITS, Entry, Parts, Store, key_of
-from kdc.core.usercode import load_callable, source_fingerprint
 from kdc.core.weights import save_weights
 from kdc.distill.cache import claim
 from kdc.distill.loop import CHECKPOINT
-from kdc.distill.sources import named_in, source_digest
 from kdc.driver.again import Figures, Forecasts, GoOn, Recorded
 from kdc.driver.inputs import Inputs
-from kdc.driver.plan import AnyPass, Planned
-from kdc.driver.sources import digests, versions
+from kdc.driver.keys import cache_parts, root_parts, step_parts
+from kdc.driver.plan import Planned
 from targets.runtime import runtime_of
 
-WORKER = "targets.worker"
 GAVE_UP = "compile_minutes"  # among a step's findings: what the limit on the run's time cost it
 WEIGHTS, ONNX, DECISION = "weights.safetensors", "model.onnx", "decision.json"
 
@@ -137,7 +132,8 @@ class Steps:
 
     def found(self, name: str, planned: Planned, previous: Made) -> tuple[Parts, Entry | None]:
         """What the step's key is made of, and its entry: the whole step, else the one that today's limit shortened."""
-        return find_step(self.store, name, step_parts(planned.settings, previous.key, self.inputs), self.inputs)
+        parts = step_parts(planned.settings, previous.key, self.inputs, planned.after)
+        return find_step(self.store, name, parts, self.inputs)
 
     def entry_of(self, made: Made) -> Entry:
         """The stored step."""
@@ -189,6 +185,7 @@ class Steps:
     def make(self, planned: Planned, incoming: Artifact[Any], context: Context) -> tuple[Artifact[Any], Step]:
         """The step made in its context's work folder: gone on with where it was begun there."""
         name, settings = context.step, planned.settings
+        context, reads = watched(context, settings)
         context.work.mkdir(parents=True, exist_ok=True)
         digest = incoming.digest()
         kept = context.work / DECISION
@@ -197,6 +194,7 @@ class Steps:
         else:
             # Kept before the training starts: a decision made by measuring would not come out the same again.
             decision = settings.decide(incoming, context)
+            reads.check()
             partial = kept.with_suffix(".part")
             partial.write_text(decision.model_dump_json())
             partial.replace(kept)
@@ -204,6 +202,7 @@ class Steps:
         if isinstance(applied.model, nn.Module):
             verify.same_structure(name, applied.model, settings.apply(incoming, decision).model)
         tuned = settings.tune(applied, context)
+        reads.check()
         verify.untouched(name, digest, incoming)
         verify.same_interface(name, incoming, tuned)
         if isinstance(tuned.model, nn.Module):
@@ -238,82 +237,6 @@ def find_step(store: Store, name: str, parts: Parts, inputs: Inputs) -> tuple[Pa
         if entry is not None:
             return entry.parts, entry
     return parts, entry
-
-
-def root_parts(inputs: Inputs) -> Parts:
-    """What the teacher's key is made of."""
-    return {
-        "teacher": inputs.teacher.digest(),
-        "teacher_source": inputs.teacher_source,
-        "data": inputs.data.fingerprint,
-    }
-
-
-def cache_parts(inputs: Inputs) -> Parts:
-    """What the teacher's outputs over augmented views depend on."""
-    return {
-        **root_parts(inputs),
-        "seed": inputs.recipe.seed,
-        "source": digests("kdc.distill.teacher_answers"),
-        "libraries": versions(("torch",)),
-    }
-
-
-def step_parts(settings: AnyPass, previous_key: str, inputs: Inputs) -> Parts:
-    """All that could change the result of a pass after the step of this key."""
-    budget: Budget = inputs.recipe.budget
-    parts: Parts = {
-        "previous": previous_key,
-        "pass": settings.kind,
-        "version": settings.version,
-        "source": digests(type(settings).__module__),
-        "settings": settings.model_dump(mode="json"),
-        "budget": {name: getattr(budget, name) for name in settings.reads(budget)},
-        **root_parts(inputs),
-        "task": inputs.task.name,
-        "seed": inputs.recipe.seed,
-        "device": inputs.device.model_dump(mode="json"),
-        "libraries": versions(settings.libraries),
-        "threads": torch.get_num_threads(),
-    }
-    measures = settings.measures(budget)
-    teachers = [source_digest(one, inputs.recipe.seed) for one in named_in(settings)]
-    if teachers:
-        parts["teachers"] = teachers
-    if settings.code():
-        parts["code"] = {spec: _fingerprint(spec) for spec in settings.code()}
-    if measures or Fact.DEVICE in settings.contract(inputs.device).provides:
-        parts["runtime"] = versions((inputs.device.runtime,))
-    if measures:
-        parts["machine"] = machine()
-    return parts
-
-
-def _fingerprint(spec: str) -> str:
-    return source_fingerprint(load_callable(spec, Path.cwd(), "passes", ModelError))
-
-
-def measuring_parts(device: Device, module: str = "targets.measure") -> Parts:
-    """All that a latency depends on, beside the files that are timed.
-
-    Args: module: what times them; the process that it starts, and knows by name alone, is beside it.
-    """
-    return {
-        "device": device.model_dump(mode="json"),
-        "machine": machine(),
-        "runtime": versions((device.runtime,)),
-        "source": digests(module) | digests(WORKER) | digests(type(runtime_of(device)).__module__),
-    }
-
-
-def machine() -> str:
-    """The class of machine that a measurement belongs to."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-        model = next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
-    except (OSError, StopIteration):
-        model = platform.processor()
-    return f"{platform.system()} {platform.machine()} {model}"
 
 
 def _graph_record(model: Any) -> dict[str, str]:

@@ -9,7 +9,7 @@ from torch import nn
 from kdc.core.artifact import Artifact
 from kdc.core.data import Split
 from kdc.core.observe import Emit
-from kdc.core.store import Store, key_of
+from kdc.core.store import Parts, Store, key_of
 from kdc.core.weights import save_weights
 from kdc.distill.synthesis.settings import Synthesis
 from kdc.distill.synthesis.synthesise import Synthetic, synthesise
@@ -19,19 +19,19 @@ STEP, SAMPLES = "synthetic", "samples.safetensors"
 
 
 def synthetic(
-    teacher: Artifact[nn.Module], source: str, settings: Synthesis, seed: int, store: Store | None, emit: Emit
+    teacher: Artifact[nn.Module], builder: Parts, settings: Synthesis, seed: int, store: Store | None, emit: Emit
 ) -> Synthetic:
     """The samples, from the store or made now. Those of a synthesis that was killed are in its work folder.
 
-    Args: teacher: of outputs [batch, classes]. source: the SHA-256 of the code that builds it. store: None: nothing is
-        stored.
+    Args: teacher: of outputs [batch, classes]. builder: what its code makes of it, as parts of the key. store: None:
+        nothing is stored.
     """
     classes = int(teacher.outputs[0].shape[1])
     if store is None:
         return synthesise(teacher.model, teacher.inputs, classes, settings, seed, None, emit)
     parts = {
         "teacher": teacher.digest(),
-        "teacher_source": source,
+        **builder,
         "inputs": [spec.model_dump(mode="json") for spec in teacher.inputs],
         "settings": settings.model_dump(mode="json"),
         "seed": seed,

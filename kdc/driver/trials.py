@@ -27,9 +27,9 @@ from kdc.core.weights import save_weights
 from kdc.distill.sources import named_in, source_digest
 from kdc.driver.bench_keys import libraries, sources
 from kdc.driver.inputs import Inputs, load
+from kdc.driver.keys import root_parts
 from kdc.driver.recipe import load_recipe
 from kdc.driver.sources import digests
-from kdc.driver.steps import root_parts
 from kdc.driver.trial import JUDGED, Bench, Trial, run
 from passes import PASSES
 from targets.machine import end_with_parent

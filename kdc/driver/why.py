@@ -12,9 +12,10 @@ from kdc.core.store import Entry, Parts, Store, key_of
 from kdc.driver import folder
 from kdc.driver.compress import identity
 from kdc.driver.inputs import Inputs, load
+from kdc.driver.keys import root_parts, step_parts
 from kdc.driver.plan import Planned, make
 from kdc.driver.recipe import Recipe
-from kdc.driver.steps import find_step, root_parts, step_parts
+from kdc.driver.steps import find_step
 
 
 @dataclass(frozen=True)
@@ -56,7 +57,8 @@ class _Link(NamedTuple):
 def _chain(steps: Sequence[tuple[str, Planned]], link: _Link, inputs: Inputs, store: Store) -> list[_Link]:
     links: list[_Link] = []
     for name, planned in steps:
-        parts, _ = find_step(store, name, step_parts(planned.settings, link.key, inputs), inputs)
+        parts = step_parts(planned.settings, link.key, inputs, planned.after)
+        parts, _ = find_step(store, name, parts, inputs)
         link = _Link(name, key_of(parts), parts, link.name)
         links.append(link)
     return links
@@ -69,16 +71,23 @@ def _reason(link: _Link, store: Store) -> Reason:
     if not entries:
         return Reason(link.name, False, ("it was never finished in this folder",))
     nearest: Entry = min(entries, key=lambda entry: len(list(_changes(entry.parts, link.parts, ""))))
-    lines = tuple(_told(link, *change) for change in _changes(nearest.parts, link.parts, ""))
+    lines = tuple(_line(link, *change) for change in _changes(nearest.parts, link.parts, ""))
     return Reason(link.name, False, lines)
 
 
-def _told(link: _Link, name: str, was: Any, now: Any) -> str:
+def _line(link: _Link, name: str, was: Any, now: Any) -> str:
     if name == "previous":
         return f"the step before it, {link.before}, is done again"
     if name == "compile_minutes":
         return f"what is stored was shortened to fit into compile_minutes {was:g}"
-    return f"{name}: {was} → {now}"
+    return f"{name}: {_told(was)} → {_told(now)}"
+
+
+def _told(value: Any) -> str:
+    """As a recipe has it: 60000.0 is 60000, and a pass that came or went is not spelt out."""
+    if isinstance(value, float) and value.is_integer() and abs(value) < 2**53:
+        return str(int(value))
+    return "present" if isinstance(value, dict) else str(value)
 
 
 def _changes(was: Any, now: Any, name: str) -> Iterator[tuple[str, Any, Any]]:

@@ -15,6 +15,7 @@ Clusters = Sequence[Sequence[ArrayLike]]
 """Samples by process, then by block: what was measured together stands together."""
 
 CHUNK = 2**22  # numbers held at once while resampling: 32 MiB
+RULE_OF_THREE_POINTS = 300.0  # over n samples: what a drop may still be, in points, where none of them shows any
 REPEATS = 3  # how often a block runs each of its inputs, where the input decides how much work there is
 
 
@@ -103,16 +104,40 @@ def median_interval(
     section 3.3 (expanded percentiles); Künsch 1989, doi:10.1214/aos/1176347265 (blocks for dependent samples);
     Kalibera and Jones 2013, doi:10.1145/2464157.2464160 (levels of repetition).
     """
+    return _resampled_quantile(clusters, 0.5, generator, level, resamples)
+
+
+def quantile_interval(
+    clusters: Clusters, p: float, generator: np.random.Generator, *, level: float = 0.95, resamples: int = 1000
+) -> Interval | None:
+    """Give the quantile of all samples at 0 < p < 1 with its bootstrap interval, or None where `percentile` gives None.
+
+    Processes and blocks are drawn as in `median_interval`.
+
+    Args: clusters: [processes][blocks][samples], any unit. level: the probability of holding the true quantile.
+
+    Returns: the quantile and its interval, in the samples' unit.
+
+    Raises: ValueError where there is no sample.
+    """
+    if percentile([sample for process in clusters for block in process for sample in np.ravel(block)], p) is None:
+        return None
+    return _resampled_quantile(clusters, p, generator, level, resamples)
+
+
+def _resampled_quantile(
+    clusters: Clusters, p: float, generator: np.random.Generator, level: float, resamples: int
+) -> Interval:
     blocks = [np.asarray(block, dtype=np.float64) for process in clusters for block in process]
     counts = [len(process) for process in clusters if len(process)]
     if not blocks or any(block.size == 0 for block in blocks):
-        raise ValueError("the median of no samples")
+        raise ValueError("a quantile of no samples")
     samples = np.concatenate(blocks)
     order = np.argsort(samples, kind="stable")
     ranked = samples[order]
     block_of = np.repeat(np.arange(len(blocks)), [block.size for block in blocks])[order]
     first = np.cumsum([0, *counts])[:-1]
-    medians = np.empty(resamples)
+    quantiles = np.empty(resamples)
     for k in range(resamples):
         drawn = [
             first[process] + generator.integers(counts[process], size=counts[process])
@@ -120,10 +145,10 @@ def median_interval(
         ]
         times = np.bincount(np.concatenate(drawn), minlength=len(blocks))
         passed = np.cumsum(times[block_of])
-        medians[k] = ranked[np.searchsorted(passed, passed[-1] / 2)]
+        quantiles[k] = ranked[np.searchsorted(passed, passed[-1] * p)]
     tail = _expanded_tail(level, len(counts) if len(counts) > 1 else len(blocks))
-    low, high = np.quantile(medians, [tail, 1 - tail])
-    value = float(np.median(samples))
+    low, high = np.quantile(quantiles, [tail, 1 - tail])
+    value = float(np.quantile(samples, p))
     return Interval(value, min(float(low), value), max(float(high), value))
 
 
@@ -269,13 +294,24 @@ def accuracy_interval(scores: ArrayLike, *, level: float = 0.95) -> Interval:
     values = _scores(scores)
     n, mean = values.size, float(values.mean())
     if _is_binary(values):
-        z = NormalDist().inv_cdf((1 + level) / 2)
-        middle = (mean + z * z / (2 * n)) / (1 + z * z / n)
-        half = z / (1 + z * z / n) * math.sqrt(mean * (1 - mean) / n + z * z / (4 * n * n))
-        # at 0 and at 100 points Wilson's end is the estimate itself, but for the last bit
-        return Interval(100 * mean, 100 * min(mean, max(0.0, middle - half)), 100 * max(mean, min(1.0, middle + half)))
+        return fraction_interval(mean, n, level=level)
     half = student_t_quantile((1 + level) / 2, n - 1) * float(values.std(ddof=1)) / math.sqrt(n) if n > 1 else 1.0
     return Interval(100 * mean, 100 * max(0.0, mean - half), 100 * min(1.0, mean + half))
+
+
+def fraction_interval(fraction: float, n: int, *, level: float = 0.95) -> Interval:
+    """Give a fraction of n samples, in points 0..100, with Wilson's interval.
+
+    Args: fraction: 0..1. n: >= 1.
+
+    Source: Wilson 1927, doi:10.1080/01621459.1927.10502953.
+    """
+    z = NormalDist().inv_cdf((1 + level) / 2)
+    middle = (fraction + z * z / (2 * n)) / (1 + z * z / n)
+    half = z / (1 + z * z / n) * math.sqrt(fraction * (1 - fraction) / n + z * z / (4 * n * n))
+    # at 0 and at 100 points Wilson's end is the estimate itself, but for the last bit
+    low, high = min(fraction, max(0.0, middle - half)), max(fraction, min(1.0, middle + half))
+    return Interval(100 * fraction, 100 * low, 100 * high)
 
 
 def paired_drop(
@@ -310,7 +346,7 @@ def paired_drop(
     differences, counts = np.unique(above - below, return_counts=True)
     points = 100 * float((above - below).mean())
     if len(differences) == 1:
-        low, high = max(-100.0, points - 300 / n), min(100.0, points + 300 / n)
+        low, high = max(-100.0, points - RULE_OF_THREE_POINTS / n), min(100.0, points + RULE_OF_THREE_POINTS / n)
     else:
         rows = max(1, CHUNK // len(differences))
         means = np.concatenate(

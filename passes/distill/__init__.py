@@ -82,6 +82,10 @@ class Distill(Pass[Unchanged]):
             return own
         return own + self.assistants.epochs_beside(self.training)
 
+    def structural(self) -> Distill:
+        """All settings are of trainings."""
+        return Distill()
+
     def decide(self, artifact: Artifact[Any], context: Context) -> Unchanged:
         """Nothing to decide."""
         return Unchanged()

@@ -14,6 +14,7 @@ from kdc.core.observe import Note
 from kdc.distill.settings import Training
 
 DEFAULT_KEEP_MACS = 0.25
+LIMITS = ("latency_ms", "latency_ms_cold", "min_speedup", "size_mb", "macs")
 
 
 class Kept(Decision):
@@ -72,8 +73,17 @@ class Prune(Pass[Kept]):
 
     def measures(self, budget: Budget) -> bool:
         """Whether the level is chosen by forecasts on the target."""
-        limits = (budget.latency_ms, budget.latency_ms_cold, budget.min_speedup, budget.size_mb, budget.macs)
-        return self.keep_macs is None and any(limit is not None for limit in limits)
+        return self.keep_macs is None and any(getattr(budget, name) is not None for name in LIMITS)
+
+    def reads(self, budget: Budget) -> tuple[str, ...]:
+        """The limits that set the level: those that ask for a forecast, and those that the forecast is held to."""
+        if self.keep_macs is not None:
+            return ()
+        return (*LIMITS, "peak_memory_mb") if self.measures(budget) else LIMITS
+
+    def structural(self) -> Prune:
+        """Without the training."""
+        return self.model_copy(update={"training": Training()})
 
     def training_epochs(self) -> float:
         """Those of its training."""

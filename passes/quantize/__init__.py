@@ -77,8 +77,13 @@ class Quantize(Pass[Ranges]):
         return f"target {device.name} has no integer format that kdc's file could be run in by {device.runtime}"
 
     def reads(self, budget: Budget) -> tuple[str, ...]:
-        """How much it may cost."""
-        return ("max_drop",)
+        """How much it may cost, where that decides on training."""
+        return ("max_drop",) if self.qat == "auto" else ()
+
+    def structural(self) -> Quantize:
+        """Without what decides on the training, and the training."""
+        default = Quantize()
+        return self.model_copy(update={"qat": "never", "drop_share": default.drop_share, "training": default.training})
 
     def training_epochs(self) -> float:
         """Those of its training."""

@@ -23,17 +23,20 @@ def recover(settings: Quantize, model: nn.Module, context: Context) -> nn.Module
     with in_float(model):
         reference = reached(model, context)
     calibrated = reached(model, context)
-    max_drop = context.budget.max_drop
-    allowed = settings.drop_share * (POINTS_WITHOUT_BUDGET if max_drop is None else max_drop)
     told = (
         f"{context.step}: {context.task.metric} {reference:.2f} in float, {calibrated:.2f} in integers by calibration"
     )
-    enough = reference - calibrated <= allowed
-    if settings.qat == "never" or (settings.qat == "auto" and enough):
-        context.emit(Note(f"{told} (allowed: {allowed:.2f} points lower)"))
+    if settings.qat == "never":
+        context.emit(Note(told))
         return model.eval()
+    if settings.qat == "auto":  # the budget is read in this case alone, and the others are not redone for another one
+        limit = context.budget.drop
+        allowed = settings.drop_share * (POINTS_WITHOUT_BUDGET if limit is None else limit.points)
+        if reference - calibrated <= allowed:
+            context.emit(Note(f"{told} (allowed: {allowed:.2f} points lower)"))
+            return model.eval()
     if context.out_of_time("qat", "no quantization-aware distillation"):
-        context.emit(Note(f"{told} (allowed: {allowed:.2f} points lower)"))
+        context.emit(Note(told))
         return model.eval()
     before = {name: tensor.detach().clone() for name, tensor in model.state_dict().items()}
     model = train(model, context.named("qat"), settings.training)

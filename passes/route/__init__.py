@@ -63,6 +63,16 @@ class Route(Pass[Exits]):
     mean_latency_ms: float | None = Field(
         default=None, gt=0, description="the best score within this mean latency is chosen, in place of `max_drop`"
     )
+    min_gain: float = Field(
+        default=1.1,
+        ge=1,
+        description="the exits ship only where the mean latency without them is at least this multiple of that with them",
+    )
+    max_last_exit_cost: float = Field(
+        default=1.1,
+        ge=1,
+        description="and where an input that takes the last exit costs at most this multiple of its cost without exits",
+    )
     training: Training = Field(default=Training(epochs=5, learning_rate=1e-3), description="of the exits")
 
     @field_validator("training")

@@ -22,6 +22,8 @@ from passes.search.spaces import (
 )
 
 DEFAULT_KEEP_MACS = 0.1
+TIMED = ("latency_ms", "latency_ms_cold", "min_speedup", "size_mb", "peak_memory_mb")
+"""Limits that take a file to be seen; multiply-accumulates are counted in the structure."""
 DEFAULT_SPACES = (PlainSpace(), ResidualSpace(), MobileSpace(), ShrunkSpace())
 
 
@@ -95,15 +97,15 @@ class Search(Pass[Structure]):
 
     def measures(self, budget: Budget) -> bool:
         """Whether candidates are timed on the target."""
-        limits = (budget.latency_ms, budget.latency_ms_cold, budget.min_speedup, budget.size_mb, budget.peak_memory_mb)
-        return self.student is None and any(limit is not None for limit in limits)
+        return self.student is None and any(getattr(budget, name) is not None for name in TIMED)
 
     def reads(self, budget: Budget) -> tuple[str, ...]:
         """What a candidate may cost."""
-        if self.student is not None:
-            return ()
-        cold = () if budget.latency_ms_cold is None else ("latency_ms_cold",)
-        return ("latency_ms", *cold, "min_speedup", "size_mb", "macs", "peak_memory_mb")
+        return (*TIMED, "macs") if self.student is None else ()
+
+    def structural(self) -> Search:
+        """A structure named by hand is not trained to be decided on; a search trains its candidates."""
+        return self if self.student is None else Search(student=self.student)
 
     def code(self) -> tuple[str, ...]:
         """The callables of the user's own spaces."""

@@ -5,9 +5,9 @@ import pytest
 from kdc.core.errors import RecipeError
 from kdc.distill.settings import Training
 from kdc.driver.inputs import load
+from kdc.driver.keys import step_parts
 from kdc.driver.methods import methods
 from kdc.driver.recipe import load_recipe, lock_text
-from kdc.driver.steps import step_parts
 from passes import PASSES
 
 

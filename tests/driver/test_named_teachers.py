@@ -7,8 +7,8 @@ import pytest
 from kdc.core.errors import RecipeError
 from kdc.core.store import Store
 from kdc.driver.inputs import load
+from kdc.driver.keys import step_parts
 from kdc.driver.recipe import load_recipe, lock_text
-from kdc.driver.steps import step_parts
 from kdc.driver.students import Structure
 from kdc.driver.trial import Trial
 from kdc.driver.trials import Table

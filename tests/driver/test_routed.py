@@ -15,7 +15,7 @@ from kdc.driver.check import check
 from kdc.driver.compress import compress
 from kdc.driver.recipe import load_recipe
 from kdc.driver.report import Drop, Estimate, Routing, Spread
-from kdc.driver.routing import why_not
+from kdc.driver.routing import exit_limits
 from passes import PASSES
 from tests.conftest import train_teacher
 
@@ -204,16 +204,26 @@ def measured(speedup: tuple[float, float], drop: tuple[float, float]) -> Routing
     )
 
 
+SETTINGS = {"max_drop": 0.0, "mean_latency_ms": None, "min_gain": 1.1, "max_last_exit_cost": 1.1}
+
+
 @pytest.mark.parametrize(
-    ("speedup", "drop", "settings", "reason"),
+    ("speedup", "drop", "last", "settings", "missed"),
     [
-        ((1.5, 1.4), (0.3, -0.1), {"max_drop": 0.0, "mean_latency_ms": None}, None),
-        ((1.02, 0.99), (-1.0, -2.0), {"max_drop": 0.0, "mean_latency_ms": None}, "do not help"),
-        ((1.5, 1.4), (0.8, 0.6), {"max_drop": 0.5, "mean_latency_ms": None}, "cost accuracy"),
-        ((1.5, 1.4), (9.0, 8.0), {"max_drop": None, "mean_latency_ms": None}, None),
-        ((1.5, 1.4), (9.0, 8.0), {"max_drop": 0.0, "mean_latency_ms": 1.0}, None),
+        ((1.5, 1.4), (0.3, -0.1), (1.05, 1.09), {}, set()),
+        ((1.5, 1.4), (0.3, -0.1), None, {}, set()),
+        ((1.02, 0.99), (-1.0, -2.0), None, {}, {"early_exit_gain"}),
+        ((1.15, 1.09), (-1.0, -2.0), None, {}, {"early_exit_gain"}),
+        ((1.15, 1.09), (-1.0, -2.0), None, {"min_gain": 1.05}, set()),
+        ((1.5, 1.4), (0.3, -0.1), (1.08, 1.12), {}, {"last_exit_cost"}),
+        ((1.5, 1.4), (0.3, -0.1), (1.08, 1.12), {"max_last_exit_cost": 1.2}, set()),
+        ((1.5, 1.4), (0.8, 0.6), None, {"max_drop": 0.5}, {"early_exit_drop"}),
+        ((1.5, 1.4), (9.0, 8.0), None, {"max_drop": None}, set()),
+        ((1.5, 1.4), (9.0, 8.0), None, {"mean_latency_ms": 1.0}, set()),
     ],
 )
-def test_exits_ship_where_they_are_proven_faster_and_not_proven_worse(speedup, drop, settings, reason):
-    found = why_not(measured(speedup, drop), settings)
-    assert found is None if reason is None else reason in found
+def test_exits_ship_where_they_gain_enough_and_cost_little(speedup, drop, last, settings, missed):
+    found = measured(speedup, drop)
+    if last is not None:
+        found = found.model_copy(update={"last_exit": Estimate(ratio=last[0], low=2 * last[0] - last[1], high=last[1])})
+    assert {one.name for one in exit_limits(found, SETTINGS | settings) if not one.met} == missed

@@ -1,7 +1,7 @@
 """A step's key covers the code that it runs, and no other."""
 
+from kdc.driver.keys import measuring_parts
 from kdc.driver.sources import digests
-from kdc.driver.steps import measuring_parts
 from targets.device import load_device
 
 

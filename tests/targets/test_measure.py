@@ -24,7 +24,7 @@ from targets.measure import Settings, compare, measure
 from targets.measured import Measured
 from targets.proc import mapped_bytes, resident_bytes
 from targets.process import Workplace
-from targets.quick import quick_latencies
+from targets.quick import memory_of, quick_latencies
 from targets.ratio import judge
 from targets.sweep import sweep_bytes
 from targets.worker import _Subject
@@ -391,3 +391,17 @@ def test_noise_is_told_once_for_the_whole_time_and_other_flags_of_the_start_stay
 
 def test_a_peak_is_at_least_what_is_resident():
     assert peak_bytes() >= resident_bytes() > 10**6
+
+
+def test_the_peak_of_a_file_is_the_largest_of_five_processes():
+    class Place:
+        def __init__(self):
+            self.peaks = iter([3, 9, 2, 8, 1, 7, 7])
+
+        def job(self, files, device, seed):
+            return Job(device, tuple(files), inputs=None, seed=seed, cores=None)
+
+        def run(self, job):
+            return Done(peak_bytes=next(self.peaks))
+
+    assert memory_of(["file"], ["hash"], {}, Place())["hash"].peak_bytes == 9
