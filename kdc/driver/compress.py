@@ -31,7 +31,7 @@ from kdc.driver.routing import exit_limits, routing
 from kdc.driver.select import select
 from kdc.driver.sources import versions
 from kdc.driver.steps import GAVE_UP, WEIGHTS, Kept, Made, Steps, begun
-from kdc.driver.timetable import TIME, Timetable
+from kdc.driver.timetable import Timetable
 from kdc.numerics import stats
 from passes import default_passes
 from passes.export.staged import PLAN, staged_files
@@ -116,7 +116,8 @@ class _Run:
         students = self._students()
         measured = self._measure(teacher, students)
         judged = [self._judge(teacher, student, measured, i) for i, student in enumerate(students)]
-        self.lowering.inputs_most = self.clock.decided("inputs", self._timed_inputs)
+        if self.time.limited:
+            self.lowering.inputs_most = self.clock.decided("inputs", self._timed_inputs)
         routed = self._routed(teacher, students)
         same = _same_files(students)
         exits = {i: exit_limits(one, students[i].made.artifact.lineage[-1].settings) for i, one in routed.items()}
@@ -166,8 +167,7 @@ class _Run:
         A run that goes on has something to finish, whatever the clock says.
         """
         if self.time.limited:
-            with self.clock.timed(TIME):
-                self.lowering.teacher_cost()
+            self.lowering.teacher_cost()
             if self.clock.ends:
                 self.time.check()
         self.clock.ends = False
@@ -203,8 +203,11 @@ class _Run:
 
     def _measure(self, teacher: Candidate, students: Sequence[Candidate]) -> Measured:
         """All files interleaved with the teacher's; stored, so that the same files are not timed again."""
-        fitted = self.clock.decided("measuring", lambda: self.time.measuring(1 + len(students)).model_dump(mode="json"))
-        settings = Settings.model_validate(fitted)
+        settings = self.time.measuring(1 + len(students))
+        if self.time.limited:  # once, so that the same files are not timed again
+            settings = Settings.model_validate(
+                self.clock.decided("measuring", lambda: settings.model_dump(mode="json"))
+            )
         # Early exits take their time from the inputs: as many as the split has tell of its mix.
         samples = self.lowering.samples(*((MIX_SAMPLES,) if any(s.taken is not None for s in students) else ()))
         parts = {
@@ -234,8 +237,6 @@ class _Run:
 
     def _timed_inputs(self) -> int:
         """How many inputs are timed one by one where exits are judged."""
-        if not self.time.limited:
-            return INPUTS_MOST
         return self.time.timed_inputs(INPUTS_MOST, self.lowering.teacher_cost().latency_ms)
 
     def _routed(self, teacher: Candidate, students: Sequence[Candidate]) -> dict[int, Routing]:

@@ -39,10 +39,8 @@ TOGETHER = 8  # files timed in one process beside the teacher
 FORECAST_SECONDS = 1.0
 SCRATCH_SAMPLES = 64
 INPUTS_MOST = 1000  # timed one by one, spread evenly over the split
-LOWER, EVALUATE = (
-    "lower",
-    "evaluate",
-)  # what is timed: the files of a model, and its validation split in them and in torch
+LOWER, EVALUATE, TIME = "lower", "evaluate", "time"
+"""What is timed: the files of a model, its validation split in them and in torch, and a short look at its latency."""
 Timed = Callable[[str], AbstractContextManager[None]]
 
 
@@ -246,7 +244,8 @@ class Lowering:
         }
         entry = self.steps.store.find(name, key_of(parts))
         if entry is None:
-            (latency_ms,) = quick_latencies([file], self.inputs.device, samples)
+            with self.timed(TIME):
+                (latency_ms,) = quick_latencies([file], self.inputs.device, samples)
             entry = self.steps.store.write(name, parts, {"latency_ms": latency_ms}, {})
         return float(entry.record["latency_ms"])
 

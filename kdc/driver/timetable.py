@@ -14,12 +14,11 @@ from pathlib import Path
 from kdc.core.data import Splits
 from kdc.core.deadline import Deadline
 from kdc.driver.clock import Clock, TimeUpError
-from kdc.driver.lowering import EVALUATE, LOWER
+from kdc.driver.lowering import EVALUATE, LOWER, TIME
 from kdc.driver.plan import Planned
 from kdc.driver.robustness import SAMPLES, strongest
 from targets.settings import PROCESSES_LEAST, Settings
 
-TIME = "time"  # what is timed beside lowering and judging: a short look at a file's latency, in a process of its own
 LOOK_SECONDS = 1.5  # of such a look, what is no start of a process: its runs and its warm-up
 FILE_SECONDS = 0.6  # of each file in a measuring process: its warm-up and its rounds
 MEASURE_SHARE = 0.25  # of the limit, what measuring may have where it would take more
@@ -85,7 +84,7 @@ class Timetable:
         if limit is None:
             return
         tolerance = max(TOLERANCE_SECONDS, TOLERANCE_SHARE * 60 * limit)
-        over = self.least() - self.clock.left - tolerance
+        over = self.least() - self.clock.left - tolerance / 2  # the other half is for what takes longer than foretold
         if over > 0:
             needed = (self.clock.seconds + self.least()) / 60
             raise TimeUpError(

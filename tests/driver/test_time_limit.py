@@ -14,7 +14,7 @@ from kdc.driver.why import why
 from passes import PASSES
 
 pytestmark = pytest.mark.slow
-LIMITS = (0.4, 1, 3)  # minutes
+LIMITS = (0.5, 1.5, 4)  # minutes
 LONG = "passes=[{prune: {keep_macs: 0.2, alignment: 4, training: {epochs: 10000, batch: 32}}}, quantize]"
 
 
