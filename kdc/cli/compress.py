@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from kdc.cli import BEGAN
 from kdc.cli.flags import AllowTorchscript, takes_recipe
 
 if TYPE_CHECKING:
@@ -43,7 +44,8 @@ def compress(
         from kdc.driver.compress import compress as run
         from kdc.driver.steps import Kept
 
-        report = run(recipe, out, emit, Kept(teacher_cache, cache_gb), force=force, allow_torchscript=allow_torchscript)
+        kept = Kept(teacher_cache, cache_gb)
+        report = run(recipe, out, emit, kept, BEGAN, force=force, allow_torchscript=allow_torchscript)
     from kdc.cli.table import show
 
     if json:

@@ -18,9 +18,10 @@ from typing import TYPE_CHECKING, Any, ClassVar, Generic, Protocol, Self, TypeVa
 from pydantic import BaseModel
 
 from kdc.core.budget import Budget, Cost
+from kdc.core.deadline import Deadline
 from kdc.core.device import Device
 from kdc.core.errors import KdcError
-from kdc.core.observe import Emit
+from kdc.core.observe import Emit, Note
 from kdc.core.writing import read_checked, write_checked
 
 if TYPE_CHECKING:
@@ -144,6 +145,8 @@ class Context:
     """How another process goes on with this step, to share one of its trainings; None: it cannot be run again."""
     joins: str | None = None
     """In such a process: the `step` of the training that it joins; it ends behind that one."""
+    deadline: Deadline | None = None
+    """When this step must have ended; None: it may take as long as it takes."""
 
     def forecast(self, artifact: Artifact[Any]) -> Cost:
         """`forecasts` of one. Raises: what kept it from being lowered."""
@@ -167,6 +170,41 @@ class Context:
     def named(self, part: str) -> Context:
         """The same context for a part of the step that keeps its own checkpoints and draws."""
         return replace(self, step=f"{self.step}.{part}", work=self.work / part)
+
+    def portion(self, own: float, rest: float) -> Context:
+        """The same context for work of this size, where work of size `rest` follows: it has that share of the time left."""
+        return self if self.deadline is None else replace(self, deadline=self.deadline.part(own, rest))
+
+    def sets_aside(self, models: int) -> Context:
+        """The same context with less time: what it takes to export and time so many models is set aside."""
+        deadline = self.deadline
+        return self if deadline is None else replace(self, deadline=deadline.before(models * deadline.model_seconds))
+
+    def out_of_time(self, name: str, text: str, needs: float = 0.0) -> bool:
+        """Whether something is given up because less than `needs` seconds are left; what was given up once stays so.
+
+        Args: name: of what is given up, its own in this context. text: what is given up, in words, for the report.
+        """
+        if self.deadline is None:
+            return False
+        if self.gave_up(name):
+            return True
+        if self.deadline.left() > needs:
+            return False
+        self.give_up(name, text)
+        return True
+
+    def gave_up(self, name: str) -> bool:
+        """Whether this was given up, in this context."""
+        return self.deadline is not None and f"{self.step}: {name}" in self.deadline.given_up()
+
+    def give_up(self, name: str, text: str, *, quietly: bool = False) -> None:
+        """Write down what is given up for the limit on the run's time, and tell it unless the user has heard as much."""
+        if self.deadline is not None:
+            told = f"{self.step}: {text}, by compile_minutes {self.deadline.minutes:g}"
+            self.deadline.give_up(f"{self.step}: {name}", told)
+            if not quietly:
+                self.emit(Note(told))
 
 
 D = TypeVar("D", bound=Decision)
@@ -202,6 +240,10 @@ class Pass(BaseModel, Generic[D], frozen=True, extra="forbid"):
         A field that is read and not named fails the step (`kdc.core.reads`).
         """
         return ()
+
+    def training_epochs(self) -> float:
+        """About how many epochs of training it may take: by it a limit on the run's time is divided among the passes."""
+        return 0.0
 
     def structural(self) -> Self:
         """These settings without what `tune` alone reads, which then has its default.

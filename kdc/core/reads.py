@@ -27,7 +27,10 @@ from kdc.core.errors import KdcError, LawError
 
 IN_KEY = frozenset({"step", "device", "task", "data", "teacher", "seed"})
 """`step` is part of the entry's name; `data` and `teacher` are there by their digests and their source."""
-HARMLESS = frozenset({"work", "cache", "cache_root", "cache_bytes", "emit", "again", "joins", "allow_torchscript"})
+HARMLESS = frozenset(
+    {"work", "cache", "cache_root", "cache_bytes", "emit", "again", "joins", "allow_torchscript", "deadline"}
+)
+"""A deadline is in the key of the step where something was given up for it: `kdc.driver.steps.shortened`."""
 DECLARED = {"budget": "reads", "forecasts": "measures", "teacher_cost": "measures"}
 
 _FIELDS = frozenset(Budget.model_fields)

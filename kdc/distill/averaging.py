@@ -1,8 +1,9 @@
-"""The moving average of the student's weights, which is what a training gives."""
+"""The moving average of the student's weights, which is what a training gives, and the best of its states."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import nn
@@ -36,3 +37,17 @@ class Average:
         """Go on with what `state` was."""
         for name, tensor in tensors.items():
             self.state[name].copy_(tensor)
+
+
+class Best:
+    """The state with the best metric so far, the latest of equals; None before the first."""
+
+    def __init__(self) -> None:
+        self.metric = -math.inf
+        self.state: dict[str, torch.Tensor] | None = None
+
+    def take(self, metric: float, state: Mapping[str, torch.Tensor]) -> None:
+        """Keep a copy of the state where no other was better."""
+        if metric >= self.metric:
+            self.metric = metric
+            self.state = {name: tensor.detach().clone() for name, tensor in state.items()}

@@ -1,7 +1,8 @@
 """The one training loop: a student follows its teacher under several policies at once.
 
 Every draw is named by the seed, the step and the epoch, so that a run that was killed and went on from its checkpoint
-ends with the same bytes as one that was not.
+ends with the same bytes as one that was not. Only a deadline makes a training depend on the clock (`fitting.py`): one that
+was made shorter gives the best state that it had on the validation split.
 """
 
 from __future__ import annotations
@@ -18,11 +19,12 @@ from kdc.core.errors import LawError, ModelError
 from kdc.core.observe import Epoch
 from kdc.core.weights import load_checkpoint, save_checkpoint
 from kdc.distill.answers import Answers
-from kdc.distill.averaging import Average
+from kdc.distill.averaging import Average, Best
 from kdc.distill.batch_step import BatchStep
 from kdc.distill.calibration import calibrate
 from kdc.distill.devices import CPU, device_of, placed
 from kdc.distill.drawing import Drawing, Views
+from kdc.distill.fitting import Fitting, steps_of
 from kdc.distill.launching import gathered
 from kdc.distill.memory_layout import settle_layout
 from kdc.distill.policies import policies
@@ -67,7 +69,8 @@ def train(
 def _ended(context: Context, training: Training) -> bool:
     """Whether the last checkpoint is that of the last step."""
     kept = load_checkpoint(context.work / CHECKPOINT)
-    return kept is not None and int(kept[1]["step"]) >= Drawing(context, training, CPU).steps
+    steps = steps_of(context.work, Drawing(context, training, CPU).steps)
+    return kept is not None and int(kept[1]["step"]) >= steps
 
 
 def _teach(
@@ -89,7 +92,7 @@ def _teach(
         device = device_of(training, team.rank)
         beside = [policy.trained for policy in composed if policy.trained is not None]
         with placed([student, context.teacher, *beside], device):
-            _Loop(student, context, training, composed, frozen, team, device).run()
+            _Loop(student, context, training, composed, extra, frozen, team, device).run()
     finally:
         for policy in composed:
             policy.close()
@@ -104,6 +107,7 @@ class _Loop:
         context: Context,
         training: Training,
         composed: list[Policy],
+        extra: Sequence[Policy],
         frozen: Sequence[nn.Module],
         team: Team,
         device: torch.device,
@@ -120,36 +124,59 @@ class _Loop:
         self.batch_step = BatchStep(student, context, training, composed, frozen, self.trained, team, device)
         self.step = 0
         self.checkpoint = context.work / CHECKPOINT
+        planned, per_epoch = self.drawing.steps, self.drawing.steps_per_epoch
+        self.fitting = Fitting(context, training, planned, per_epoch, team, device)
+        # What a pass trains beside the student (exits) is not in the metric: then the last state is the best.
+        self.best = None if context.deadline is None or extra else Best()
 
     def run(self) -> None:
         self._load()
-        saved = time.monotonic()
-        steps, per_epoch = self.drawing.steps, self.drawing.steps_per_epoch
+        self.fitting.begin(self.step)
         gpus = [self.device] if self.device.type == "cuda" else []
         with torch.random.fork_rng(devices=gpus), Views(self.context, self.training) as views, self.answers:
-            for policy in self.policies:
-                policy.start(self.training, self._answers_to)
-            self._ask_beforehand(views)
-            if self.training.compile and self.step < steps:
-                self.batch_step.compile()
-            while self.step < steps:
-                epoch, first = divmod(self.step, per_epoch)
-                began, losses = time.monotonic(), 0.0
-                if first == 0:
-                    for policy in self.policies:
-                        policy.begin(epoch)
-                seen = views.of(epoch)
-                for drawn in self.drawing.batches(self.step, seen, self._stored(seen)):
-                    losses += self._train_on(drawn)
-                    self.step += 1
-                    now = time.monotonic()
-                    if now - saved > self.training.checkpoint_seconds:
-                        self._save()
-                        saved = now
-                self._report(epoch, losses / (per_epoch - first), time.monotonic() - began)
+            if self.step < self.fitting.steps:
+                self._begin(views)
+                self._go_on(views)
         self._save()
-        self.student.load_state_dict(self.average.state)
+        best = None if self.best is None or not self.fitting.shortened else self.best.state
+        self.student.load_state_dict(self.average.state if best is None else best)
         self.student.eval()
+
+    def _begin(self, views: Views) -> None:
+        for policy in self.policies:
+            policy.start(self.training, self._answers_to)
+        self._ask_beforehand(views)
+        if self.training.compile:
+            self.batch_step.compile()
+
+    def _go_on(self, views: Views) -> None:
+        """Epoch by epoch to the end."""
+        saved, per_epoch = time.monotonic(), self.drawing.steps_per_epoch
+        while self.step < self.fitting.steps:
+            epoch, first = divmod(self.step, per_epoch)
+            began, losses = time.monotonic(), 0.0
+            if first == 0:
+                for policy in self.policies:
+                    policy.begin(epoch)
+            seen = views.of(epoch)
+            self._choose_how_to_ask(seen)
+            stored = self._stored(seen)
+            self.fitting.seen(self.step, time.monotonic() - began)
+            self.drawing.steps = self.fitting.steps
+            for drawn in self.drawing.batches(self.step, seen, stored):
+                losses += self._train_on(drawn)
+                self.step += 1
+                now = time.monotonic()
+                if now - saved > self.training.checkpoint_seconds:
+                    self._save()
+                    saved = now
+                self.fitting.after(self.step)
+                self.drawing.steps = self.fitting.steps
+                if self.step >= self.fitting.steps:
+                    break
+            evaluating = time.monotonic()
+            self._report(epoch, losses / (self.step - epoch * per_epoch - first), evaluating - began)
+            self.fitting.evaluated(self.step, time.monotonic() - evaluating)
 
     def _ask_beforehand(self, views: Views) -> None:
         """A teacher that can only be asked is asked everything now: its budget may not suffice, or its size not fit."""
@@ -158,6 +185,12 @@ class _Loop:
         numbers = sorted({epoch % self.training.views for epoch in range(self.training.epochs)})
         with self.team.first_goes_first():
             self.answers.prepare([partial(views.make, number) for number in numbers])
+
+    def _choose_how_to_ask(self, seen: View) -> None:
+        """Where time is limited, the teacher's answers to a whole view may take more than there is."""
+        stored = self.batch_step.reads_stored and not asked_only(self.context.teacher)
+        if stored and self.fitting.limited and self.fitting.ask_live(self.answers.foretold(seen)):
+            self.batch_step.reads_stored = False
 
     def _stored(self, seen: View) -> Answers | None:
         """The teacher's outputs on a view, where nobody needs more of the teacher than those."""
@@ -188,7 +221,10 @@ class _Loop:
         self.student.load_state_dict(self.average.state)
         metric = reached(self.student, self.context)
         self.student.load_state_dict(live)
-        self.context.emit(Epoch(epoch + 1, self.training.epochs, loss, metric, seconds))
+        if self.best is not None:
+            self.best.take(metric, self.average.state)
+        epochs = -(-self.fitting.steps // self.drawing.steps_per_epoch)
+        self.context.emit(Epoch(epoch + 1, epochs, loss, metric, seconds))
 
     def _save(self) -> None:
         if self.team.rank > 0:
@@ -197,17 +233,23 @@ class _Loop:
         tensors |= {f"average/{name}": tensor for name, tensor in self.average.state.items()}
         tensors |= {f"stepper/{name}": tensor for name, tensor in self.batch_step.stepper.state()}
         told = {"step": str(self.step), "accumulate": str(self.batch_step.accumulate)}
+        if self.best is not None and self.best.state is not None:
+            tensors |= {f"best/{name}": tensor for name, tensor in self.best.state.items()}
+            told["best"] = repr(self.best.metric)
         save_checkpoint(tensors, self.checkpoint, told)
 
     def _load(self) -> None:
         kept = load_checkpoint(self.checkpoint)
         if kept is None:
             return
-        tensors: dict[str, dict[str, torch.Tensor]] = {"trained": {}, "average": {}, "stepper": {}}
-        self.step, self.batch_step.accumulate = int(kept[1]["step"]), int(kept[1]["accumulate"])
+        tensors: dict[str, dict[str, torch.Tensor]] = {"trained": {}, "average": {}, "stepper": {}, "best": {}}
+        told = kept[1]
+        self.step, self.batch_step.accumulate = int(told["step"]), int(told["accumulate"])
         for key, tensor in kept[0].items():
             part, name = key.split("/", 1)
             tensors[part][name] = tensor
         self.trained.load_state_dict(tensors["trained"])
         self.average.load(tensors["average"])
         self.batch_step.stepper.load(tensors["stepper"])
+        if self.best is not None and "best" in told:
+            self.best.take(float(told["best"]), tensors["best"])

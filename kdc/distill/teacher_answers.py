@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -85,6 +86,22 @@ class TeacherAnswers:
         for block, rows in self._computed(view, header, range(1, header.blocks)):
             every[header.rows_of(block)] = rows
         return Answers(header, every, self.rebuilt)
+
+    def foretold(self, view: View) -> float:
+        """About how many seconds the answers to a view will take, by a block of them; 0 where they are there."""
+        blocks = -(-len(view.samples) // BLOCK)
+        if view.key in self._held:
+            return 0.0
+        file = self._found(view.key)
+        if file is not None:
+            blocks = len(file.missing())
+        if blocks == 0:
+            return 0.0
+        few = view.samples[:BLOCK]
+        self._asked(few[:8])  # the first forward of all takes longer
+        began = time.monotonic()
+        self._asked(few)
+        return blocks * (time.monotonic() - began)
 
     def prepare(self, views: Sequence[Callable[[], View]]) -> None:
         """Compute what is missing of these views, then let the teacher go: the training that follows only reads.

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import json
+import time
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -16,12 +18,12 @@ from kdc.core.observe import Emit, Note, silent
 from kdc.core.store import Store, key_of
 from kdc.distill.sources import files, named_in
 from kdc.driver import folder
-from kdc.driver.clock import Clock, TimeUpError
+from kdc.driver.clock import Clock
 from kdc.driver.evaluate import Array
 from kdc.driver.inputs import Inputs, read
 from kdc.driver.keys import measuring_parts
 from kdc.driver.limits import Judged, check_showable, confirmed, known, limits
-from kdc.driver.lowering import Candidate, Lowering
+from kdc.driver.lowering import INPUTS_MOST, Candidate, Lowering
 from kdc.driver.plan import Plan, make
 from kdc.driver.recipe import Recipe, lock_text
 from kdc.driver.report import Drop, Metric, ModelRow, Report, Routing, StepRow, contradictions, missed
@@ -29,7 +31,8 @@ from kdc.driver.robustness import robustness
 from kdc.driver.routing import exit_limits, routing
 from kdc.driver.select import select
 from kdc.driver.sources import versions
-from kdc.driver.steps import WEIGHTS, Kept, Made, Steps
+from kdc.driver.steps import GAVE_UP, WEIGHTS, Kept, Made, Steps, begun
+from kdc.driver.timetable import Timetable
 from kdc.numerics import stats
 from passes import default_passes
 from passes.export.staged import PLAN, staged_files
@@ -63,18 +66,20 @@ def compress(
     out: Path,
     emit: Emit = silent,
     kept: Kept | None = None,
+    began: float | None = None,
     *,
     force: bool = False,
     allow_torchscript: bool = False,
 ) -> Report:
     """Run a recipe into a folder, or go on with it where an earlier command stopped.
 
-    Args: kept: where and how much of the teacher's answers; it changes no result. force: overwrite files in `out` that
-        stand in a result's place, and that kdc did not write. allow_torchscript: whether TorchScript files that
-        `training.teachers` names may be called.
+    Args: kept: where and how much of the teacher's answers; it changes no result. began: since when the time of the run
+        counts, by `time.monotonic`; None: now. force: overwrite files in `out` that stand in a result's place, and that
+        kdc did not write. allow_torchscript: whether TorchScript files that `training.teachers` names may be called.
     Returns: the report; `report.met` says whether every limit of the budget is met (else the nearest student is kept).
     Raises: UserError for the user's mistakes, LawError where a pass broke its contract.
     """
+    began = time.monotonic() if began is None else began
     device = load_device(recipe.target)
     running(device)  # a student is judged by running it: where that cannot be, nothing is begun
     if recipe.passes is None:
@@ -86,8 +91,9 @@ def compress(
     lock = lock_text(recipe)
     with folder.opened(out, identity(recipe)) as private:
         sha = hashlib.sha256(lock.encode()).hexdigest()
-        clock = Clock(private / "clock.json", sha, recipe.budget.compile_minutes)
+        clock = Clock(private / "clock.json", sha, recipe.budget.compile_minutes, began)
         store = Store(private / folder.STORE, emit)
+        clock.ends = not begun(store, [planned.label for planned in plan.compress])
         try:
             inputs = named.inputs(store, clock.watching(emit))
             return _Run(inputs, plan, store, clock, emit, kept).into(out, lock, force=force)
@@ -110,19 +116,27 @@ class _Run:
         self.inputs, self.plan, self.clock, self.emit = inputs, plan, clock, emit
         self.budget = inputs.recipe.budget
         self.steps = Steps(inputs, store, clock.watching(emit), kept)
-        self.lowering = Lowering(self.steps, plan)
+        self.lowering = Lowering(self.steps, plan, clock.timed)
+        cold = self.budget.latency_ms_cold is not None
+        measuring = Settings(cold_seconds=COLD_SECONDS if cold else COLD_GLANCE_SECONDS)
+        self.time = Timetable(clock, plan.compress, inputs.data, measuring, cold)
+        self.left_out: list[str] = []
 
     def into(self, out: Path, lock: str, *, force: bool = False) -> Report:
         for note in self.inputs.data.notes:
             self.emit(Note(note))
         check_showable(self.budget, len(self.inputs.data.validation))
+        if self.time.limited:
+            self.lowering.warm_up()
         teacher = self.lowering.teacher
         self._check_better_than_chance(teacher)
         self._check_floor()
+        self._check_time()
         students = self._students()
-        self.clock.stopped = True  # what is left is to judge what is there
         measured = self._measure(teacher, students)
         judged = [self._judge(teacher, student, measured, i) for i, student in enumerate(students)]
+        if self.time.limited:
+            self.lowering.inputs_most = self.clock.decided("inputs", self._timed_inputs)
         routed = self._routed(teacher, students)
         same = _same_files(students)
         exits = {i: exit_limits(one, students[i].made.artifact.lineage[-1].settings) for i, one in routed.items()}
@@ -130,6 +144,7 @@ class _Run:
         verdicts = [(*limits(self.budget, one, minutes), *exits.get(i, ())) for i, one in enumerate(judged)]
         chosen = select(judged, verdicts, measured.ratio_between, same)
         notes = (
+            *self._shortened(students),
             *(f"{students[i].label}: the same file as after {students[first].label}" for i, first in same.items()),
             *(f"{students[i].label}: {missed(one)}" for i in exits for one in exits[i] if not one.met),
         )
@@ -165,27 +180,53 @@ class _Run:
                     do=f"loosen {name}: no student can be below the runtime's own floor",
                 )
 
+    def _check_time(self) -> None:
+        """Where time is limited, time the teacher, and see that there is enough for one student at all.
+
+        A run that goes on has something to finish, whatever the clock says.
+        """
+        if self.time.limited:
+            self.lowering.teacher_cost()
+            if self.clock.ends:
+                self.time.check()
+        self.clock.ends = False
+
     def _students(self) -> list[Candidate]:
         """Every compressing pass in turn, the student after each lowered and judged."""
         students: list[Candidate] = []
         made: Made = self.steps.root
         of = len(self.plan.compress)
         for number, planned in enumerate(self.plan.compress, start=1):
-            rest = self.plan.compress[number:]
-            forecasts = self.lowering.forecasts(rest)
-            try:
-                made = self.steps.run(planned.label, planned, made, (number, of), forecasts, self.lowering.teacher_cost)
-                students.append(self.lowering.student(made))
-            except TimeUpError:
-                if not students:
-                    raise
+            stored = self.steps.found(planned.label, planned, made)[1] is not None
+            if not stored and self.time.leaves_out(len(students)):
+                names = ", ".join(one.label for one in self.plan.compress[number - 1 :])
+                self.left_out.append(f"{names}: left out, by compile_minutes {self.budget.compile_minutes:g}")
+                self.emit(Note(self.left_out[-1]))
                 break
+            forecasts = self.lowering.forecasts(self.plan.compress[number:])
+            deadline = partial(self.time.deadline, number, len(students))
+            made = self.steps.run(
+                planned.label, planned, made, (number, of), forecasts, self.lowering.teacher_cost, deadline
+            )
+            students.append(self.lowering.student(made))
         return students
+
+    def _shortened(self, students: Sequence[Candidate]) -> tuple[str, ...]:
+        """What the limit on the run's time cost its steps, a sentence each."""
+        told = [
+            text
+            for student in students
+            for text in self.steps.entry_of(student.made).record["findings"].get(GAVE_UP, ())
+        ]
+        return (*told, *self.left_out)
 
     def _measure(self, teacher: Candidate, students: Sequence[Candidate]) -> Measured:
         """All files interleaved with the teacher's; stored, so that the same files are not timed again."""
-        limited = self.budget.latency_ms_cold is not None
-        settings = Settings(cold_seconds=COLD_SECONDS if limited else COLD_GLANCE_SECONDS)
+        settings = self.time.measuring(1 + len(students))
+        if self.time.limited:  # once, so that the same files are not timed again
+            settings = Settings.model_validate(
+                self.clock.decided("measuring", lambda: settings.model_dump(mode="json"))
+            )
         # Early exits take their time from the inputs: as many as the split has tell of its mix.
         samples = self.lowering.samples(*((MIX_SAMPLES,) if any(s.taken is not None for s in students) else ()))
         parts = {
@@ -212,6 +253,10 @@ class _Run:
                 "measure", parts, {}, {"samples.json": lambda path: path.write_text(measured.model_dump_json())}
             )
         return Measured.model_validate_json(entry.file("samples.json").read_text())
+
+    def _timed_inputs(self) -> int:
+        """How many inputs are timed one by one where exits are judged."""
+        return self.time.timed_inputs(INPUTS_MOST, self.lowering.teacher_cost().latency_ms)
 
     def _routed(self, teacher: Candidate, students: Sequence[Candidate]) -> dict[int, Routing]:
         """Each student with early exits beside the one without them that it was made from, on the validation split."""

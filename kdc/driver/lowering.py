@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -37,6 +38,10 @@ from targets.runtime import running, slow_part
 TOGETHER = 8  # files timed in one process beside the teacher
 FORECAST_SECONDS = 1.0
 SCRATCH_SAMPLES = 64
+INPUTS_MOST = 1000  # timed one by one, spread evenly over the split
+LOWER, EVALUATE, TIME = "lower", "evaluate", "time"
+"""What is timed: the files of a model, its validation split in them and in torch, and a short look at its latency."""
+Timed = Callable[[str], AbstractContextManager[None]]
 
 
 @dataclass(frozen=True)
@@ -92,11 +97,12 @@ class _Priced:
 class Lowering:
     """Lowers and judges the models of one plan."""
 
-    def __init__(self, steps: Steps, plan: Plan) -> None:
-        self.steps, self.plan, self.inputs = steps, plan, steps.inputs
+    def __init__(self, steps: Steps, plan: Plan, timed: Timed = lambda what: nullcontext()) -> None:
+        self.steps, self.plan, self.inputs, self.timed = steps, plan, steps.inputs, timed
         self.runtime = running(self.inputs.device)
         self.evaluation = Evaluation(steps)
         self._previous: dict[str, Array] = {}
+        self.inputs_most = INPUTS_MOST
 
     def previous(self, split: str) -> Array | None:
         """What the previous release answers on a split, [n, classes]; None where the recipe names none."""
@@ -118,16 +124,18 @@ class Lowering:
     def _candidate(self, made: Made, teacher: Array | None, see: Callable[[onnx_ir.Model], None]) -> Candidate:
         lowered, onnx = made, Path()
         of = len(self.plan.lowering)
-        for number, (name, planned) in enumerate(self.plan.lowered(made.name), start=1):
-            lowered = self.steps.run(name, planned, lowered, (number, of), self.forecasts(()), self.teacher_cost)
-            if Fact.DEVICE not in planned.facts:
-                onnx = self.steps.folder_of(lowered) / ONNX
-                see(lowered.artifact.model)
+        with self.timed(LOWER):
+            for number, (name, planned) in enumerate(self.plan.lowered(made.name), start=1):
+                lowered = self.steps.run(name, planned, lowered, (number, of), self.forecasts(()), self.teacher_cost)
+                if Fact.DEVICE not in planned.facts:
+                    onnx = self.steps.folder_of(lowered) / ONNX
+                    see(lowered.artifact.model)
         file: DeviceFile = lowered.artifact.model
         slow = slow_part(self.runtime, file)
         if slow is not None:
             self.steps.emit(Note(f"{made.name}: {slow}"))
-        entry = self.evaluation.validation(made, file, onnx)
+        with self.timed(EVALUATE):
+            entry = self.evaluation.validation(made, file, onnx)
         outputs, taken = loaded(entry)
         labels, task = self.inputs.data.validation.labels.numpy(), self.inputs.task
         scores, metrics = (
@@ -209,12 +217,20 @@ class Lowering:
 
     def floor_ms(self) -> float:
         """The latency of a graph that does next to nothing with the teacher's first input: no student can be faster."""
-        spec = self.inputs.teacher.inputs[0]
-        flat = spec.model_copy(update={"name": "flat", "shape": (spec.shape[0], example(spec).numel())})
-        file = self.lowered(Artifact(model=_Flatten(), inputs=(spec,), outputs=(flat,)), lambda model: None)
+        file = self._nothing()
         latency_ms = self._latency_ms("floor", file, self.samples()[:1])
         remove(file, self.runtime)
         return latency_ms
+
+    def warm_up(self) -> None:
+        """Lower next to nothing: what is imported for the first model would else be counted for each of them."""
+        remove(self._nothing(), self.runtime)
+
+    def _nothing(self) -> DeviceFile:
+        """A graph that does next to nothing with the teacher's first input. The caller deletes the file."""
+        spec = self.inputs.teacher.inputs[0]
+        flat = spec.model_copy(update={"name": "flat", "shape": (spec.shape[0], example(spec).numel())})
+        return self.lowered(Artifact(model=_Flatten(), inputs=(spec,), outputs=(flat,)), lambda model: None)
 
     def _latency_ms(self, name: str, file: DeviceFile, samples: list[Array]) -> float:
         """A file's latency from the store, or measured now: a run that goes on decides by the numbers it began with."""
@@ -226,7 +242,8 @@ class Lowering:
         }
         entry = self.steps.store.find(name, key_of(parts))
         if entry is None:
-            (latency_ms,) = quick_latencies([file], self.inputs.device, samples)
+            with self.timed(TIME):
+                (latency_ms,) = quick_latencies([file], self.inputs.device, samples)
             entry = self.steps.store.write(name, parts, {"latency_ms": latency_ms}, {})
         return float(entry.record["latency_ms"])
 

@@ -6,6 +6,7 @@ answers' cache is common to all.
 
 from __future__ import annotations
 
+import math
 import os
 import signal
 import sys
@@ -16,6 +17,7 @@ from typing import Any, NoReturn
 
 import torch
 
+from kdc.core.deadline import Deadline
 from kdc.core.errors import KdcError, LawError, UserError
 from kdc.core.observe import silent
 from kdc.core.store import Entry, Parts, Store
@@ -53,7 +55,10 @@ def go_on(job: Job, folder: Path) -> NoReturn:
         if planned.label == job.step:
             told = Replayed(job.figures)
             context = steps.context(job.step, made.key, told.forecasts, told.teacher_cost)
-            steps.make(planned, made.artifact, replace(context, work=folder / WORK, joins=job.training))
+            work, minutes = folder / WORK, recipe.budget.compile_minutes
+            # The first process alone looks at the clock; this one follows what is written, and what it hears in the loop.
+            deadline = None if minutes is None else Deadline(lambda: 0.0, math.inf, minutes, work)
+            steps.make(planned, made.artifact, replace(context, work=work, joins=job.training, deadline=deadline))
             break
         found = steps.stored(planned.label, planned, made)
         if found is None:

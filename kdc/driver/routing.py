@@ -16,8 +16,6 @@ from kdc.driver.report import Drop, Estimate, ExitRow, Routing, Spread
 from kdc.numerics import stats
 from targets.over_inputs import InputTimes, over_inputs
 
-INPUTS_MOST = 1000  # timed one by one, spread evenly over the split
-
 
 def exits_of(candidate: Candidate) -> list[str]:
     """The names of a cascade's exits, in their order."""
@@ -42,7 +40,7 @@ def routing(
     task, labels = lowering.inputs.task, split.labels.numpy()
     outputs, taken = seen
     scores, reference = task.scores(outputs, labels), task.scores(without, labels)
-    some = np.unique(np.linspace(0, len(split) - 1, min(INPUTS_MOST, len(split))).round().astype(int))
+    some = np.unique(np.linspace(0, len(split) - 1, min(lowering.inputs_most, len(split))).round().astype(int))
     times = _times(lowering, cascade, plain, name, [tensor[some].numpy() for tensor in split.inputs])
     of_cascade, left = times.of(0), taken[some]
     rows = [

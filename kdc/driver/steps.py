@@ -6,7 +6,7 @@ import json
 import os
 import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -22,20 +22,23 @@ from kdc.core.artifact import Artifact, Step
 from kdc.core.budget import Cost
 from kdc.core.changed import with_origins
 from kdc.core.contract import FINDINGS, Context, Fact
+from kdc.core.deadline import Deadline, given_up_in, without_other_limits
 from kdc.core.errors import DamagedError, KdcError
 from kdc.core.observe import Emit, Note, StepFinished, StepStarted
 from kdc.core.reads import watched
 from kdc.core.spec import DeviceFile
-from kdc.core.store import KEY_DIGITS, Entry, Store, key_of
+from kdc.core.store import KEY_DIGITS, Entry, Parts, Store, key_of
 from kdc.core.weights import save_weights
 from kdc.core.writing import discard, make_folder, read_checked, write_checked
 from kdc.distill.cache import claim
+from kdc.distill.loop import CHECKPOINT
 from kdc.driver.again import Figures, Forecasts, GoOn, Recorded
 from kdc.driver.inputs import Inputs
 from kdc.driver.keys import cache_parts, root_parts, step_parts
 from kdc.driver.plan import Planned
 from targets.runtime import runtime_of
 
+GAVE_UP = "compile_minutes"  # among a step's findings: what the limit on the run's time cost it
 WEIGHTS, ONNX, DECISION = "weights.safetensors", "model.onnx", "decision.json"
 
 
@@ -76,38 +79,46 @@ class Steps:
         place: tuple[int, int],
         forecasts: Forecasts,
         teacher_cost: Callable[[], Cost],
+        deadline: Callable[[Path], Deadline | None] = lambda work: None,
     ) -> Made:
-        """The step's artifact, from the store or made now. `place` is its number and of how many."""
-        parts = step_parts(planned.settings, previous.key, self.inputs, planned.after)
-        key = key_of(parts)
+        """The step's artifact, from the store or made now. `place` is its number and of how many.
+
+        Args: deadline: when the step that keeps its checkpoints in this folder must have ended.
+        """
         stored = self.stored(name, planned, previous)
         self.emit(StepStarted(name, *place, stored=stored is not None))
-        if stored is None:
-            began = time.monotonic()
-            try:
-                context, artifact, step = self._made(name, key, planned, previous, forecasts, teacher_cost)
-            except KdcError as error:
-                self.store.fail(name, parts, error)
-                raise
-            step = step.model_copy(update={"seconds": round(time.monotonic() - began, 3)})
-            files = {
-                DECISION: lambda path: path.write_text(json.dumps(step.decision, indent=1)),
-                **self._files(artifact.model),
-            }
-            found = context.work / FINDINGS
-            record = {
-                "step": step.model_dump(mode="json"),
-                "findings": read_checked(found) if found.exists() else {},
-                "model": next(name for name in files if name != DECISION),
-                **_graph_record(artifact.model),
-            }
-            entry = self.store.write(name, parts, record, files)
-            self.emit(StepFinished(name, step.seconds))
-            artifact = artifact.with_step(step)
-            if isinstance(artifact.model, DeviceFile):
-                artifact = _load(entry, planned, previous.artifact, self.inputs.device.runtime)
-        else:
-            artifact = stored.artifact
+        if stored is not None:
+            return stored
+        parts = step_parts(planned.settings, previous.key, self.inputs, planned.after)
+        key, began = key_of(parts), time.monotonic()
+        try:
+            context, artifact, step = self._made(name, key, planned, previous, forecasts, teacher_cost, deadline)
+        except KdcError as error:
+            self.store.fail(name, parts, error)
+            raise
+        step = step.model_copy(update={"seconds": round(time.monotonic() - began, 3)})
+        files = {
+            DECISION: lambda path: path.write_text(json.dumps(step.decision, indent=1)),
+            **self._files(artifact.model),
+        }
+        minutes, given_up = given_up_in(context.work)
+        if minutes is not None:  # another limit, or none, would have given another step
+            parts = shortened(parts, minutes)
+            key = key_of(parts)
+            context.find(GAVE_UP, list(given_up.values()))
+        found = context.work / FINDINGS
+        record = {
+            "step": step.model_dump(mode="json"),
+            "findings": read_checked(found) if found.exists() else {},
+            "model": next(name for name in files if name != DECISION),
+            **_graph_record(artifact.model),
+        }
+        entry = self.store.write(name, parts, record, files)
+        shutil.rmtree(context.work, ignore_errors=True)
+        self.emit(StepFinished(name, step.seconds))
+        artifact = artifact.with_step(step)
+        if isinstance(artifact.model, DeviceFile):
+            artifact = _load(entry, planned, previous.artifact, self.inputs.device.runtime)
         return Made(name, artifact, key)
 
     def _made(
@@ -118,13 +129,15 @@ class Steps:
         previous: Made,
         forecasts: Forecasts,
         teacher_cost: Callable[[], Cost],
+        deadline: Callable[[Path], Deadline | None],
     ) -> tuple[Context, Artifact[Any], Step]:
         """The step made now, with its context: gone on with in its work folder, or begun anew where that is damaged."""
 
         def once() -> tuple[Context, Artifact[Any], Step]:
             told = Recorded(forecasts, teacher_cost)
             context = self.context(name, key, told.forecasts, told.teacher_cost)
-            context = replace(context, again=self._again(context, told.figures))
+            without_other_limits(context.work, self.inputs.recipe.budget.compile_minutes)
+            context = replace(context, deadline=deadline(context.work), again=self._again(context, told.figures))
             return context, *self.make(planned, previous.artifact, context)
 
         try:
@@ -136,16 +149,21 @@ class Steps:
 
     def stored(self, name: str, planned: Planned, previous: Made) -> Made | None:
         """The step as it is in the store; None where it is not there."""
-        key = key_of(step_parts(planned.settings, previous.key, self.inputs, planned.after))
-        entry = self.store.find(name, key)
+        parts, entry = self.found(name, planned, previous)
         if entry is None:
             return None
         try:
-            return Made(name, _load(entry, planned, previous.artifact, self.inputs.device.runtime), key)
+            artifact = _load(entry, planned, previous.artifact, self.inputs.device.runtime)
         except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
             # It is as it was written, and yet no step of this plan; what is made anew tells whether the fault is ours.
-            self.store.drop(name, key, f"it cannot be loaded: {type(error).__name__}")
+            self.store.drop(name, key_of(parts), f"it cannot be loaded: {type(error).__name__}")
             return None
+        return Made(name, artifact, key_of(parts))
+
+    def found(self, name: str, planned: Planned, previous: Made) -> tuple[Parts, Entry | None]:
+        """What the step's key is made of, and its entry: the whole step, else the one that today's limit shortened."""
+        parts = step_parts(planned.settings, previous.key, self.inputs, planned.after)
+        return find_step(self.store, name, parts, self.inputs)
 
     def entry_of(self, made: Made) -> Entry:
         """The stored step."""
@@ -232,6 +250,27 @@ class Steps:
             seed=context.seed,
         )
         return tuned, step
+
+
+def begun(store: Store, names: Iterable[str]) -> bool:
+    """Whether a step of these names is in the store, or a training of an earlier command has a checkpoint."""
+    return any(store.entries(name) for name in names) or any((store.root / "work").rglob(CHECKPOINT))
+
+
+def shortened(parts: Parts, minutes: float) -> Parts:
+    """What the key of a step is made of that gave something up for a limit on the run's time."""
+    return {**parts, "compile_minutes": minutes}
+
+
+def find_step(store: Store, name: str, parts: Parts, inputs: Inputs) -> tuple[Parts, Entry | None]:
+    """A stored step, and what its key is made of: the whole step of these parts, else that which today's limit shortened."""
+    entry = store.find(name, key_of(parts))
+    minutes = inputs.recipe.budget.compile_minutes
+    if entry is None and minutes is not None:
+        entry = store.find(name, key_of(shortened(parts, minutes)))
+        if entry is not None:
+            return entry.parts, entry
+    return parts, entry
 
 
 def _graph_record(model: Any) -> dict[str, str]:

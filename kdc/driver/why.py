@@ -15,6 +15,7 @@ from kdc.driver.inputs import Inputs, load
 from kdc.driver.keys import root_parts, step_parts
 from kdc.driver.plan import Planned, make
 from kdc.driver.recipe import Recipe
+from kdc.driver.steps import find_step
 
 
 @dataclass(frozen=True)
@@ -36,8 +37,8 @@ def why(recipe: Recipe, out: Path, step: str | None) -> list[Reason]:
     inputs = load(recipe, store, allow_torchscript=True)  # other teachers are read for their digests, and not called
     plan = make(recipe.passes, inputs.device)
     teacher = _Link("teacher", key_of(root_parts(inputs)), {}, "")
-    chain = [teacher, *_chain([(planned.label, planned) for planned in plan.compress], teacher, inputs)]
-    links = [link for one in chain for link in (one, *_chain(plan.lowered(one.name), one, inputs))][1:]
+    chain = [teacher, *_chain([(planned.label, planned) for planned in plan.compress], teacher, inputs, store)]
+    links = [link for one in chain for link in (one, *_chain(plan.lowered(one.name), one, inputs, store))][1:]
     known = [link.name for link in links]
     if step is not None and step not in known:
         raise PlanError(f"the plan has no step {step!r}", do="its steps are " + ", ".join(known))
@@ -53,10 +54,11 @@ class _Link(NamedTuple):
     before: str
 
 
-def _chain(steps: Sequence[tuple[str, Planned]], link: _Link, inputs: Inputs) -> list[_Link]:
+def _chain(steps: Sequence[tuple[str, Planned]], link: _Link, inputs: Inputs, store: Store) -> list[_Link]:
     links: list[_Link] = []
     for name, planned in steps:
         parts = step_parts(planned.settings, link.key, inputs, planned.after)
+        parts, _ = find_step(store, name, parts, inputs)
         link = _Link(name, key_of(parts), parts, link.name)
         links.append(link)
     return links
@@ -69,13 +71,16 @@ def _reason(link: _Link, store: Store) -> Reason:
     if not entries:
         return Reason(link.name, False, ("it was never finished in this folder",))
     nearest: Entry = min(entries, key=lambda entry: len(list(_changes(entry.parts, link.parts, ""))))
-    lines = tuple(
-        f"the step before it, {link.before}, is done again"
-        if name == "previous"
-        else f"{name}: {_told(was)} → {_told(now)}"
-        for name, was, now in _changes(nearest.parts, link.parts, "")
-    )
+    lines = tuple(_line(link, *change) for change in _changes(nearest.parts, link.parts, ""))
     return Reason(link.name, False, lines)
+
+
+def _line(link: _Link, name: str, was: Any, now: Any) -> str:
+    if name == "previous":
+        return f"the step before it, {link.before}, is done again"
+    if name == "compile_minutes":
+        return f"what is stored was shortened to fit into compile_minutes {was:g}"
+    return f"{name}: {_told(was)} → {_told(now)}"
 
 
 def _told(value: Any) -> str:

@@ -29,6 +29,13 @@ class Assistants(BaseModel, frozen=True, extra="forbid"):
     trial_epochs: int = Field(default=3, ge=1, description="of each candidate's trial")
     training: Training | None = Field(default=None, description="of the assistants; absent: the student's own")
 
+    def epochs_beside(self, training: Training) -> float:
+        """Of all assistants and their trials, where the student has this training."""
+        epochs = (self.training or training).epochs
+        if self.keep_macs == "auto":
+            return epochs + self.trial_epochs * self.candidates
+        return epochs * len(self.keep_macs)
+
     @model_validator(mode="after")
     def _each_smaller_than_the_one_before(self) -> Self:
         shares = [] if self.keep_macs == "auto" else list(self.keep_macs)
@@ -67,6 +74,13 @@ class Distill(Pass[Unchanged]):
     def contract(self, device: Device) -> Contract:
         """A torch model that answers in one way in (exits have training of their own), the same structure out, trained."""
         return Contract(requires=frozenset({Fact.TORCH, Fact.STATIC}), provides=frozenset({Fact.FITTED}))
+
+    def training_epochs(self) -> float:
+        """Of all trainings of the course."""
+        own = self.training.epochs * self.generations + sum(stage.epochs for stage in self.stages)
+        if self.assistants is None:
+            return own
+        return own + self.assistants.epochs_beside(self.training)
 
     def structural(self) -> Distill:
         """All settings are of trainings."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -22,15 +22,17 @@ from passes.prune import Prune
 if TYPE_CHECKING:
     from passes.distill import Assistants
 
+Portion = Callable[[Context, float], Context]
 SMALL_GAP = 4.0  # times fewer parameters; below it a student can mostly follow the teacher itself
 CHOSEN = "assistants.json"
 
 
 def assistants(
-    settings: Assistants, training: Training, student: Artifact[Any], context: Context
+    settings: Assistants, training: Training, student: Artifact[Any], context: Context, portion: Portion
 ) -> Iterator[nn.Module]:
     """The trained assistants, the largest first.
 
+    Args: portion: a context with the share of the time left that a training of so many epochs has.
     Raises: ModelError where the teacher has no insides that could be cut.
     """
     teacher = _teacher(student, context)
@@ -45,16 +47,18 @@ def assistants(
     training = settings.training or training
     shares = settings.keep_macs
     if shares == "auto":
-        shares = (_tried(settings, training, teacher, gap, context),)
+        shares = (_tried(settings, training, teacher, gap, context, portion),)
     for number, share in enumerate(shares):
         own = context.named(f"assistant-{number}")
-        made = train(_cut(teacher, share, own).model, own, training)
+        made = train(_cut(teacher, share, own).model, portion(own, training.epochs), training)
         context.emit(Note(f"{own.step}: {share:.1%} of the teacher's MACs, {reached(made, context):.2f} points"))
         yield made
         context = taught_by(context, made)
 
 
-def _tried(settings: Assistants, training: Training, teacher: Artifact[Any], gap: float, context: Context) -> float:
+def _tried(
+    settings: Assistants, training: Training, teacher: Artifact[Any], gap: float, context: Context, portion: Portion
+) -> float:
     """The share of the assistant to choose, by a short training of each candidate.
 
     The assistant to take is the one that costs the least accuracy for each parameter it saves: the largest value of
@@ -72,7 +76,7 @@ def _tried(settings: Assistants, training: Training, teacher: Artifact[Any], gap
     for number in range(settings.candidates):
         share = gap ** (-(number + 1) / (settings.candidates + 1))
         own = context.named(f"trial-{number}")
-        model = train(_cut(teacher, share, own).model, own, short)
+        model = train(_cut(teacher, share, own).model, portion(own, short.epochs), short)
         score, left = reached(model, context), _parameters(model)
         if left >= size:
             continue  # nothing of it could be cut

@@ -30,19 +30,31 @@ def run(settings: Distill, artifact: Artifact[Any], context: Context) -> nn.Modu
     there each begins with fresh weights, here with those that the pass was given: fresh ones where nothing is trained).
     """
     begun = artifact.model
+    rest = settings.training_epochs()  # of the trainings to come, by which a limited time is divided among them
+
+    def portion(own: Context, epochs: float) -> Context:
+        nonlocal rest
+        rest = max(rest - epochs, 0.0)
+        return own.portion(epochs, rest)
+
     if settings.assistants is not None:
-        for model in assistants(settings.assistants, settings.training, artifact, context):
+        for model in assistants(settings.assistants, settings.training, artifact, context, portion):
             context = taught_by(context, model)
     student = copy.deepcopy(begun) if settings.generations > 1 else begun
     for number, stage in enumerate(settings.stages):
-        student = train(student, context.named(f"stage-{number}"), stage)
-    student = train(student, context, settings.training)
+        student = train(student, portion(context.named(f"stage-{number}"), stage.epochs), stage)
+    epochs = settings.training.epochs
+    student = train(student, portion(context, epochs), settings.training)
     scores = [reached(student, context)]
     for number in range(1, settings.generations):
-        own = taught_by(context, student)
+        if context.out_of_time(f"generation {number + 1}", f"no generation behind number {number}"):
+            break
+        own = taught_by(context, student).named(f"generation-{number + 1}")
         alone = settings.training.model_copy(update={"teachers": ("own",)})  # the generation before it
-        student = train(copy.deepcopy(begun), own.named(f"generation-{number + 1}"), alone)
+        before, student = student, train(copy.deepcopy(begun), portion(own, epochs), alone)
         scores.append(reached(student, context))
+        if own.gave_up("schedule") and scores[-1] < scores[-2]:  # it was not trained to its end
+            student = before
         context.emit(
             Note(
                 f"{context.step}: generation {number + 1} reaches {scores[-1]:.2f}, the one before it {scores[-2]:.2f}"

@@ -85,6 +85,10 @@ class Prune(Pass[Kept]):
         """Without the training."""
         return self.model_copy(update={"training": Training()})
 
+    def training_epochs(self) -> float:
+        """Those of its training."""
+        return self.training.epochs
+
     def decide(self, artifact: Any, context: Context) -> Kept:
         """Follow the channels, score them on a copy, and keep the best within the level.
 
@@ -99,6 +103,7 @@ class Prune(Pass[Kept]):
         from passes.prune.surgery import remove
 
         model = artifact.model
+        timed = context.portion(2, 3)  # where time is limited: the training has the larger part of it
         graph = probe(model, ChannelGraph.of(model, artifact.inputs), artifact.inputs)
         stays = frozen_summary(graph)
         if stays is not None:
@@ -107,7 +112,7 @@ class Prune(Pass[Kept]):
             context.emit(Note("no layer of this model can be pruned; it stays as it is"))
             return Kept(kept={})
         if self.importance == "taylor":
-            scores = taylor(model, graph, context, samples=self.samples, batch=self.batch)
+            scores = taylor(model, graph, timed.portion(1, 1), samples=self.samples, batch=self.batch)
         else:
             scores = magnitude(model, graph)
         alignment = self.alignment or context.device.channel_alignment
@@ -120,7 +125,10 @@ class Prune(Pass[Kept]):
 
         level, met = self.keep_macs or DEFAULT_KEEP_MACS, True
         if self.measures(context.budget):
-            level, met = choose_level(meets)
+            needed = 0.0 if context.deadline is None else context.deadline.model_seconds
+            level, met = choose_level(
+                meets, lambda: timed.out_of_time("level", "the level was chosen by fewer forecasts", needed)
+            )
         mask = selector.keep(level)
         share = graph.macs(mask) / max(graph.macs(graph.without([])), 1)
         if not met:

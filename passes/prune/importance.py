@@ -69,6 +69,8 @@ def taylor(model: nn.Module, graph: ChannelGraph, context: Context, *, samples: 
         return _summed(tensor.detach().double() * gradient.double(), axis[1])
 
     for part in train[order].batches(batch):
+        if batches and context.out_of_time("importance", f"scores of {batches * batch} of {len(order)} samples"):
+            break
         copied.zero_grad(set_to_none=True)
         torch.autograd.backward(context.task.loss(copied(*part.inputs), part.labels).mean())
         change = np.where(read, _by_unit(graph, graph.readers, products), _by_unit(graph, makers, products))

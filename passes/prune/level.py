@@ -9,13 +9,17 @@ LEVELS = (1.0, *(0.8 * (0.01 / 0.8) ** (step / 14) for step in range(15)))
 noise of a measurement rarely changes the decision."""
 
 
-def choose_level(meets: Callable[[float], bool]) -> tuple[float, bool]:
+def choose_level(meets: Callable[[float], bool], stop: Callable[[], bool] = lambda: False) -> tuple[float, bool]:
     """The largest level that meets, by bisection (four or five questions), as if smaller levels always cost less.
 
-    Returns: the level, and whether it meets; the smallest one where none does.
+    Args: stop: whether there is no time for another question. Then it is the largest level that is known to meet; where
+        none is, the one that would have been asked next.
+    Returns: the level, and whether it meets as far as was asked; the smallest one where none does.
     """
     low, high = 0, len(LEVELS)
     while low < high:
+        if stop():
+            return LEVELS[high] if high < len(LEVELS) else LEVELS[(low + high) // 2], True
         middle = (low + high) // 2
         if meets(LEVELS[middle]):
             high = middle

@@ -85,6 +85,10 @@ class Quantize(Pass[Ranges]):
         default = Quantize()
         return self.model_copy(update={"qat": "never", "drop_share": default.drop_share, "training": default.training})
 
+    def training_epochs(self) -> float:
+        """Those of its training."""
+        return self.training.epochs
+
     def decide(self, artifact: Any, context: Context) -> Ranges:
         """The range of every tensor that the target wants as integers, over the calibration split.
 

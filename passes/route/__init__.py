@@ -98,6 +98,10 @@ class Route(Pass[Exits]):
         """Always: whether an exit pays is a matter of latencies."""
         return True
 
+    def training_epochs(self) -> float:
+        """Those of its training."""
+        return self.training.epochs
+
     def decide(self, artifact: Any, context: Context) -> Exits:
         """Train exits at all candidate places on a copy; keep those that pay, at the thresholds that pay best.
 

@@ -69,7 +69,7 @@ def decide(settings: Route, artifact: Artifact[nn.Module], context: Context) -> 
         for cut in places
     ]
     cascade = assemble(graph, artifact, every, planned)
-    learn(cascade, context, settings)
+    learn(cascade, context.sets_aside(1 + 2 * len(places)), settings)
     keep(cascade, context.work / LEARNED)
     validation = context.data.validation
     incoming = points(predict(artifact.model, validation), validation, context)
@@ -83,7 +83,9 @@ def decide(settings: Route, artifact: Artifact[nn.Module], context: Context) -> 
                 f"{context.task.metric}; it came with {incoming:.2f}"
             )
         )
-    kept = _above_chance(candidates, context)
+    kept = _in_time(_above_chance(candidates, context), context)
+    if not kept and context.gave_up("timing"):
+        return Exits(exits=())
     plain_ms, priced = _priced(kept, graph, artifact, every, context)
     subset, choice = best_subset(
         [p.candidate.confidences for p in priced],
@@ -165,6 +167,17 @@ def _above_chance(candidates: Sequence[_Candidate], context: Context) -> list[_C
                 )
             )
     return [candidate for candidate in candidates if candidate.points > chance]
+
+
+def _in_time(candidates: list[_Candidate], context: Context) -> list[_Candidate]:
+    """Those that there is time to forecast, two files each beside the plain model's: the ones with the most points."""
+    deadline = context.deadline
+    if deadline is None or deadline.left() >= (1 + 2 * len(candidates)) * deadline.model_seconds:
+        return candidates
+    count = max(0, int((deadline.left() / max(deadline.model_seconds, 1e-3) - 1) / 2))
+    context.give_up("timing", f"{count} of {len(candidates)} exits were timed")
+    best = sorted(candidates, key=lambda candidate: -candidate.points)[:count]
+    return [candidate for candidate in candidates if candidate in best]
 
 
 def _priced(

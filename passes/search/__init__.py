@@ -114,11 +114,19 @@ class Search(Pass[Structure]):
             named.add(self.student.build)
         return tuple(sorted(named))
 
-    def decide(self, artifact: Any, context: Context) -> Structure:
-        """Breed, measure and distil candidates; the best of them.
+    def training_epochs(self) -> float:
+        """Of the short distillations, and of the winner's training."""
+        return self.training.epochs + (self.judging_epochs() if self.student is None else 0)
 
-        Raises: BudgetError where not even the smallest member of any space meets the budget (names the floor);
-            ModelError where a family cannot take the model's inputs, or more than half of the candidates fail.
+    def judging_epochs(self) -> float:
+        """Of the short distillations: each round halves the candidates and doubles their epochs."""
+        return self.finalists * self.epochs * max(self.finalists - 1, 0).bit_length()
+
+    def decide(self, artifact: Any, context: Context) -> Structure:
+        """Breed, measure and distil candidates; the best of them. Where not even the smallest member of any space meets the
+        budget, the one that misses it by the least, and a note says so.
+
+        Raises: ModelError where a family cannot take the model's inputs, or more than half of the candidates fail.
         """
         from passes.search.decide import decide
 

@@ -29,10 +29,11 @@ def breed(settings: Search, context: Context, members: Members, examiner: Examin
     # From the smallest members on, each time: what the journal holds of later candidates must not change the draws.
     pool = {candidate.key: candidate for candidate in examiner.look(members.smallest()) if candidate.fits}
     first = Random(named_seed(context.seed, context.step, "draw"))
-    _fill(pool, settings.population, examiner, lambda: members.draw(first))
+    timed = context.portion(1, 2)  # where time is limited: the distillations have the larger part of it
+    in_time = _fill(pool, settings.population, examiner, lambda: members.draw(first), timed)
     for generation in range(settings.generations):
         parents = ranked(pool)[: max(2, settings.population // 2)]
-        if not parents:
+        if not parents or not in_time:
             break
         random = Random(named_seed(context.seed, context.step, "generation", generation))
 
@@ -45,7 +46,7 @@ def breed(settings: Search, context: Context, members: Members, examiner: Examin
                 return members.mutate(one.student, random)
             return members.cross(one.student, other.student, random)
 
-        _fill(pool, len(pool) + settings.population // 2, examiner, child)
+        in_time = _fill(pool, len(pool) + settings.population // 2, examiner, child, timed)
     return ranked(pool)
 
 
@@ -88,12 +89,20 @@ def _spread(count: int) -> list[int]:
     return order
 
 
-def _fill(pool: dict[str, Candidate], wanted: int, examiner: Examiner, propose: Callable[[], Student]) -> None:
-    """Look at proposals until the pool holds as many that fit, or the proposals bring nothing new."""
+def _fill(
+    pool: dict[str, Candidate], wanted: int, examiner: Examiner, propose: Callable[[], Student], timed: Context
+) -> bool:
+    """Look at proposals until the pool holds as many that fit, or the proposals bring nothing new.
+
+    Returns: whether there is time for more.
+    """
     met = set(pool)
     missing = wanted - len(pool)
     draws, looked = DRAWS * missing, LOOKED * missing
     while len(pool) < wanted and draws > 0 and looked > 0:
+        known = len(examiner.journal.all())
+        if timed.out_of_time(f"candidates behind look {examiner.looks}", f"the search looked at {known} candidates"):
+            return False
         batch: list[Student] = []
         while len(batch) < min(TOGETHER, looked) and draws > 0:
             draws -= 1
@@ -108,3 +117,4 @@ def _fill(pool: dict[str, Candidate], wanted: int, examiner: Examiner, propose: 
             batch.append(student)
         looked -= len(batch)
         pool.update((candidate.key, candidate) for candidate in examiner.look(batch) if candidate.fits)
+    return True

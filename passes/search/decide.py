@@ -1,4 +1,4 @@
-"""The order of a search: the floor, the breeding, the short distillations, and the record of it all."""
+"""The order of a search: the smallest members, the breeding, the short distillations, and the record of it all."""
 
 from __future__ import annotations
 
@@ -30,7 +30,10 @@ def decide(settings: Search, artifact: Artifact[nn.Module], context: Context) ->
     members.check()
     journal = Journal(context.work / "candidates.jsonl")
     examiner = Examiner(settings, artifact, context, members, journal)
-    examiner.check_floor()
+    nearest = examiner.nearest_misfit()
+    if nearest is not None:
+        context.find("candidates", [one.row(front=False, chosen=one.key == nearest.key) for one in journal.all()])
+        return Structure(student=nearest.student, seed=context.seed)
     pool = breed(settings, context, members, examiner)
     if not pool:
         raise ModelError(

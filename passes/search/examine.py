@@ -11,8 +11,8 @@ from torch import nn
 from kdc.core.artifact import Artifact
 from kdc.core.budget import Cost, within
 from kdc.core.contract import Context, named_seed
-from kdc.core.errors import BudgetError, KdcError, ModelError
-from kdc.core.observe import Progress
+from kdc.core.errors import KdcError, ModelError
+from kdc.core.observe import Note, Progress
 from passes.search.journal import Candidate, Journal
 from passes.search.members import Members
 from passes.search.ranking import Reference, diswot
@@ -34,6 +34,7 @@ class Examiner:
 
         self.settings, self.artifact, self.context = settings, artifact, context
         self.members, self.journal = members, journal
+        self.looks = 0
         self.timed = settings.measures(context.budget)
         self._score = _ranking(settings, context)
         share = settings.keep_macs
@@ -47,6 +48,7 @@ class Examiner:
 
         Raises: ModelError where more than half of all candidates so far could not be built or exported.
         """
+        self.looks += 1
         different = {key(student): student for student in students}
         fresh = [student for student in different.values() if self.journal.find(student) is None]
         built = [self._built(student) for student in fresh]
@@ -62,27 +64,35 @@ class Examiner:
         self.context.emit(Progress(f"{self.context.step}: candidates", len(everything), self._expected(), "candidates"))
         return [found for student in students if (found := self.journal.find(student)) is not None]
 
-    def check_floor(self) -> None:
-        """See that the smallest member of some space fits. Raises: BudgetError that says what the smallest costs."""
+    def nearest_misfit(self) -> Candidate | None:
+        """None where the smallest member of some space fits; else the smallest that misses the limits by the least.
+
+        Raises: ModelError where no space has a member that can be built.
+        """
         smallest = self.look(self.members.smallest())
         if any(candidate.fits for candidate in smallest):
-            return
+            return None
         working = [candidate for candidate in smallest if candidate.failure is None]
         if not working:
             raise ModelError(f"{self.context.step}: no space has a member that can be built: {smallest[0].failure}")
-        floor = min(working, key=lambda c: (c.cost.latency_ms if c.cost else 0.0, c.macs))
-        costs = [f"{floor.macs / 1e6:.3g} million MACs"]
-        if floor.cost is not None:
-            if floor.cost.peak_memory_mb is not None:
-                costs.append(f"{floor.cost.peak_memory_mb:.3g} MB of memory")
-            if floor.cost.cold_ms is not None:
-                costs.append(f"{floor.cost.cold_ms:.4g} ms cold")
-            costs += [f"{floor.cost.latency_ms:.4g} ms", f"{floor.cost.size_mb:.3g} MB"]
-        raise BudgetError(
-            f"{self.context.step}: no student of these spaces meets the budget ({self._limits()}): the smallest, "
-            f"{describe(floor.student)}, takes {', '.join(costs)}",
-            do="loosen that limit, or add a space with smaller members to search.spaces",
+        spare = self.settings.headroom
+
+        def overrun(candidate: Candidate) -> float:
+            return max((value / limit for _, value, limit in self._bounds(candidate)), default=0.0)
+
+        found = min(working, key=lambda one: (overrun(one), one.macs, one.key))
+        over = [
+            f"{name} is {value:.4g}, the limit {limit:.4g}"
+            for name, value, limit in self._bounds(found)
+            if value > limit * (1 - spare)
+        ]
+        text = (
+            f"no student of these spaces meets the budget: the smallest, {describe(found.student)}, is taken "
+            f"({', '.join(over)}" + (f"; {spare:.0%} of each limit is kept free)" if spare else ")")
         )
+        self.context.emit(Note(f"{self.context.step}: {text}"))
+        self.context.find("nearest", text)
+        return found
 
     def hopeless(self, candidate: Candidate) -> bool:
         """Whether a candidate of the same family with no more layers and MACs was already found too slow.
@@ -161,25 +171,23 @@ class Examiner:
         whole = settings.population + settings.generations * (settings.population // 2)
         return max(whole, len(self.journal.all()))
 
-    def _limits(self) -> str:
-        budget, spare = self.context.budget, 1 - self.settings.headroom
-        told: list[str] = []
-        if budget.latency_ms is not None:
-            told.append(f"latency_ms {budget.latency_ms:g}")
-        if budget.latency_ms_cold is not None:
-            told.append(f"latency_ms@cold {budget.latency_ms_cold:g}")
-        if budget.min_speedup is not None:
-            limit_ms = self.context.teacher_cost().latency_ms / budget.min_speedup
-            told.append(f"min_speedup {budget.min_speedup:g}, which is {limit_ms:.4g} ms")
-        if budget.size_mb is not None:
-            told.append(f"size_mb {budget.size_mb:g}")
-        if budget.macs is not None:
-            told.append(f"macs {budget.macs:g}")
-        if budget.peak_memory_mb is not None:
-            told.append(f"peak_memory_mb {budget.peak_memory_mb:g}")
+    def _bounds(self, candidate: Candidate) -> list[tuple[str, float, float]]:
+        """What the candidate costs beside each limit: (name, value, limit)."""
+        budget, cost = self.context.budget, candidate.cost
+        found: list[tuple[str, float | None, float | None]] = [("macs", candidate.macs, budget.macs)]
         if self.most_macs < float("inf"):
-            told.append(f"keep_macs: {self.most_macs / 1e6:.3g} million")
-        return ", ".join(told) + (f"; {1 - spare:.0%} of each is kept free" if spare < 1 else "")
+            found.append(("MACs by keep_macs", candidate.macs, self.most_macs))
+        if cost is not None:
+            found += [
+                ("latency_ms", cost.latency_ms, budget.latency_ms),
+                ("latency_ms@cold", cost.cold_ms, budget.latency_ms_cold),
+                ("size_mb", cost.size_mb, budget.size_mb),
+                ("peak_memory_mb", cost.peak_memory_mb, budget.peak_memory_mb),
+            ]
+            if budget.min_speedup is not None:
+                limit_ms = self.context.teacher_cost().latency_ms / budget.min_speedup
+                found.append((f"latency_ms for min_speedup {budget.min_speedup:g}", cost.latency_ms, limit_ms))
+        return [(name, value, limit) for name, value, limit in found if value is not None and limit is not None]
 
 
 def _ranking(settings: Search, context: Context) -> Callable[[Student, nn.Module, int], float]:

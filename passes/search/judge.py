@@ -32,11 +32,20 @@ def judge(
 ) -> Candidate:
     """The candidate that is best on the validation split; its weights so far lie in the step's work folder.
 
+    Where the time is over, the best so far: by its points, or by its rank where none was distilled.
     Raises: ModelError where every finalist fails in training.
     """
     alive, round_ = finalists, 0
+    timed = context.portion(settings.judging_epochs(), settings.training.epochs)
     while len(alive) > 1:
-        judged = [_distilled(one, round_, settings, context, members, journal) for one in alive]
+        if timed.out_of_time(f"round {round_}", f"{round_} rounds of short distillations"):
+            break
+        judged: list[Candidate] = []
+        for one in alive:
+            told = f"{len(judged)} of {len(alive)} candidates in round {round_ + 1} of the short distillations"
+            if judged and timed.out_of_time(f"candidate {len(judged)} of round {round_}", told):
+                break
+            judged.append(_distilled(one, round_, settings, timed, members, journal))
         working = [one for one in judged if one.failure is None]
         if not working:
             raise ModelError(f"{context.step}: every candidate failed in training: {judged[0].failure}")
@@ -49,7 +58,7 @@ def judge(
                  f"{best.points[round_]:.2f}: {describe(best.student)}")
         )  # fmt: skip
         round_ += 1
-    (winner,) = alive
+    winner = alive[0]
     weights = context.work / f"{winner.key}.safetensors"
     kept = load_checkpoint(weights)
     if kept is not None:

@@ -13,8 +13,9 @@ from kdc.core.artifact import Artifact
 from kdc.core.budget import Budget
 from kdc.core.contract import FINDINGS, Context
 from kdc.core.data import Split, Splits
+from kdc.core.deadline import GIVEN_UP, Deadline
 from kdc.core.errors import ModelError
-from kdc.core.observe import Note
+from kdc.core.observe import Epoch, Note
 from kdc.core.spec import TensorSpec
 from kdc.distill.settings import HardLabels, Training
 from kdc.tasks.classification import Classification
@@ -86,6 +87,68 @@ def test_without_a_course_there_is_one_training_and_its_teacher_is_the_recipes(c
     ((step, teacher, _, _),) = lessons
     assert step == "distill"
     assert teacher is context.teacher
+
+
+KINDS = {
+    "assistants": {"assistants": {"keep_macs": (0.5, 0.1), "training": SHORT}},
+    "trials": {"assistants": {"candidates": 2, "trial_epochs": 1}},
+    "stages": {"stages": (SHORT, SHORT)},
+    "generations": {"generations": 3},
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_course_whose_time_is_over_ends_without_an_epoch_and_one_with_time_is_as_without_a_limit(
+    context, events, tmp_path, kind
+):
+    settings = Distill(training=SHORT, **KINDS[kind])
+    over = dataclasses.replace(context, deadline=Deadline(lambda: 2.0, 1.0, 1.0, context.work))
+    settings.tune(student(), over)
+    assert not any(isinstance(event, Epoch) for event in events)
+    assert any("after 0 of 1 epochs" in event.text for event in events if isinstance(event, Note))
+    digests = []
+    for name in ("free", "wide"):
+        own = dataclasses.replace(context, work=tmp_path / name)
+        if name == "wide":
+            own = dataclasses.replace(own, deadline=Deadline(lambda: 0.0, 1e6, 1.0, own.work))
+        digests.append(settings.tune(student(), own).digest())
+    assert digests[0] == digests[1]
+    assert not (tmp_path / "wide" / GIVEN_UP).exists()
+
+
+def test_a_course_divides_its_time_by_the_epochs_of_its_trainings(context, monkeypatch):
+    shares = []
+
+    def nothing(model, own, training):
+        shares.append((own.step, own.deadline.left()))
+        return model.eval()
+
+    monkeypatch.setattr(course, "train", nothing)
+    monkeypatch.setattr("passes.distill.assistants.train", nothing)
+    settings = Distill(
+        training=SHORT.model_copy(update={"epochs": 6}), stages=(SHORT.model_copy(update={"epochs": 2}),),
+        assistants={"keep_macs": (0.5,), "training": SHORT.model_copy(update={"epochs": 4})},
+    )  # fmt: skip
+    limited = dataclasses.replace(context, deadline=Deadline(lambda: 0.0, 120.0, 2.0, context.work))
+    settings.tune(student(), limited)  # no training takes any time here: what one leaves goes to the next
+    assert [(step, pytest.approx(left)) for step, left in shares] == [
+        ("distill.assistant-0", 40.0), ("distill.stage-0", 30.0), ("distill", 120.0)
+    ]  # fmt: skip
+
+
+def test_a_generation_that_there_is_no_time_for_leaves_the_one_before(context, events):
+    seconds = [0.0]
+
+    def emit(event):
+        events.append(event)
+        if isinstance(event, Epoch):
+            seconds[0] = 2e6
+
+    own = dataclasses.replace(context, emit=emit, deadline=Deadline(lambda: seconds[0], 1e6, 1.0, context.work))
+    Distill(training=SHORT, generations=3).tune(student(), own)
+    assert sum(isinstance(event, Epoch) for event in events) == 1
+    assert any("no generation behind number 1" in event.text for event in events if isinstance(event, Note))
+    assert len(json.loads((context.work / FINDINGS).read_text())["generations"]) == 1
 
 
 def test_stages_come_before_the_training_and_each_goes_on_with_the_weights_before_it(context, lessons):

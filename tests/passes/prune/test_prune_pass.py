@@ -1,5 +1,6 @@
 """Laws of the pass: what it decides, how far it goes, and that a decision can be replayed, edited and refused."""
 
+import dataclasses
 import json
 import subprocess
 import sys
@@ -12,6 +13,7 @@ import torch
 from prune_zoo import ZOO, ResNet
 
 from kdc.core.budget import Budget, Cost
+from kdc.core.deadline import Deadline
 from kdc.core.errors import ModelError
 from kdc.core.observe import Kept as KeptEvent
 from kdc.core.observe import Note
@@ -188,6 +190,47 @@ def test_levels_fall_and_the_chosen_one_is_the_largest_that_meets():
         level, met = choose_level(lambda level, limit=limit: level <= limit)
         assert met
         assert level == max(level for level in LEVELS if level <= limit)
+
+
+def test_a_level_that_there_is_no_time_to_ask_for_is_the_best_known_one():
+    for questions in range(6):
+        asked = []
+
+        def meets(level, asked=asked):
+            asked.append(level)
+            return level <= 0.3
+
+        level, met = choose_level(meets, lambda asked=asked, questions=questions: len(asked) >= questions)
+        known = [one for one in asked if one <= 0.3]
+        assert len(asked) <= questions
+        assert met
+        if known:
+            assert level == max(known)
+        elif asked:
+            assert level < min(asked)  # all of them missed
+
+
+def test_a_pruning_whose_time_is_over_asks_for_no_forecast_and_one_with_time_decides_as_without_a_limit(
+    zoo, artifact_of, context_of
+):
+    artifact, events, full = artifact_of(zoo("ResNet").model), [], macs_of(artifact_of(zoo("ResNet").model))
+
+    def forecast(candidate):
+        share = macs_of(candidate) / full
+        return Cost(latency_ms=share, size_mb=share, macs=share * 1e6, parameters=1)
+
+    budget, settings = Budget(latency_ms=0.5), quick(keep_macs=None)
+    free = context_of(artifact.model, budget=budget, forecast=forecast)
+    decision = settings.decide(artifact, free)
+    wide = dataclasses.replace(free, deadline=Deadline(lambda: 0.0, 1e6, 1.0, free.work, 2.0))
+    assert settings.decide(artifact, wide) == decision
+    assert wide.deadline.given_up() == {}
+    over = context_of(artifact.model, budget=budget, events=events)  # its forecast raises
+    over = dataclasses.replace(over, deadline=Deadline(lambda: 2.0, 1.0, 1.0, over.work, 2.0))
+    assert settings.decide(artifact, over).kept
+    told = " ".join(event.text for event in events if isinstance(event, Note))
+    assert "the level was chosen by fewer forecasts" in told
+    assert "scores of 16 of 32 samples" in told
 
 
 def macs_of(artifact):

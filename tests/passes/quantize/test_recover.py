@@ -1,8 +1,11 @@
+import dataclasses
+
 import pytest
 import torch
 from lowering_zoo import images
 
 from kdc.core.budget import Budget
+from kdc.core.deadline import Deadline
 from kdc.core.observe import Epoch, Note
 from kdc.distill.settings import Training
 from passes.export.lower import lower
@@ -87,6 +90,34 @@ def test_never_is_never(qat, lowered, quantization_context, tmp_path):
     before = artifact.digest()
     context = quantization_context(lowered.float("perceptron").model, tmp_path, budget=Budget(max_drop=0))
     assert Quantize(qat=qat).tune(artifact, context).digest() == before
+
+
+def test_without_time_nothing_is_trained_and_calibrations_result_ships(lowered, quantization_context, tmp_path):
+    artifact, events = coarse(lowered, "perceptron", 40), []
+    before = artifact.digest()
+    context = quantization_context(lowered.float("perceptron").model, tmp_path, events, Budget(max_drop=0))
+    context = dataclasses.replace(context, deadline=Deadline(lambda: 2.0, 1.0, 1.0, context.work))
+    assert Quantize(qat="always").tune(artifact, context).digest() == before
+    assert "no quantization-aware distillation, by compile_minutes 1" in notes(events)[0]
+
+
+def test_time_that_ends_while_it_trains_keeps_the_better_of_what_it_learned_and_calibration(
+    lowered, quantization_context, tmp_path
+):
+    artifact, events, seconds = coarse(lowered, "plain", 24), [], [0.0]
+    context = quantization_context(lowered.float("plain").model, tmp_path, events, Budget(max_drop=0))
+
+    def emit(event):
+        events.append(event)
+        if isinstance(event, Epoch) and event.epoch == 2:
+            seconds[0] = 2e6
+
+    context = dataclasses.replace(context, emit=emit, deadline=Deadline(lambda: seconds[0], 1e6, 1.0, context.work))
+    tuned = Quantize(training=SHORT, qat="always").tune(artifact, context)
+    assert not tuned.model.training
+    assert sum(isinstance(event, Epoch) for event in events) == 2
+    assert any("the training ended after 2 of 20 epochs" in note for note in notes(events))
+    assert any("quantization-aware distillation" in note for note in notes(events))
 
 
 def test_integers_are_calibrated_too_and_stay_integers(lowered, quantization_context, in_runtime, tmp_path):

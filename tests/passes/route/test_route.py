@@ -8,8 +8,9 @@ import torch
 
 from kdc.core.cascade import Cascade, confidence
 from kdc.core.contract import FINDINGS, Fact
+from kdc.core.deadline import Deadline
 from kdc.core.errors import ModelError, TargetError
-from kdc.core.observe import Note
+from kdc.core.observe import Epoch, Note
 from kdc.distill.settings import HardLabels, SoftTargets
 from kdc.distill.teacher import predict
 from kdc.tasks.classification import Classification
@@ -117,6 +118,27 @@ def test_a_model_whose_exits_all_guess_is_left_as_it_is(artifact, context_of, sh
     context = dataclasses.replace(context_of(events=events), task=Guessable(100.0))
     assert Route(training=short).decide(artifact, context) == Exits(exits=())
     assert sum("is removed" in note for note in notes(events)) == 2
+
+
+def test_exits_that_there_is_no_time_to_time_are_not_kept(artifact, context_of, short):
+    events, seconds = [], [0.0]
+
+    def emit(event):
+        events.append(event)
+        if isinstance(event, Epoch):
+            seconds[0] = 2e6
+
+    def forbidden(artifacts):
+        raise AssertionError("there is no time for a forecast")
+
+    context = dataclasses.replace(context_of(forecasts=forbidden), emit=emit)
+    context = dataclasses.replace(context, deadline=Deadline(lambda: seconds[0], 1e6, 1.0, context.work, 0.01))
+    settings = Route(training=short)
+    decision = settings.decide(artifact, context)
+    assert decision == Exits(exits=())
+    assert settings.tune(settings.apply(artifact, decision), context).digest() == artifact.digest()
+    assert sum(isinstance(event, Epoch) for event in events) == 1
+    assert any("0 of 2 exits were timed" in note for note in notes(events))
 
 
 def test_exits_that_lower_no_latency_are_not_kept(artifact, context_of, short, priced_by_macs):

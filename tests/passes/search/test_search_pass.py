@@ -1,6 +1,9 @@
 """The search as a whole, on toys: what fits is found, what is known is written down, what is wrong is told."""
 
+import dataclasses
 import json
+import math
+import re
 
 import pytest
 import torch
@@ -9,17 +12,20 @@ from torch import nn
 
 from kdc.core.artifact import Artifact
 from kdc.core.budget import Budget, Cost
-from kdc.core.contract import Context
+from kdc.core.contract import FINDINGS, Context
 from kdc.core.data import Split, Splits
+from kdc.core.deadline import Deadline
 from kdc.core.device import Device
-from kdc.core.errors import BudgetError, ModelError
+from kdc.core.errors import ModelError
+from kdc.core.observe import Note
 from kdc.core.spec import TensorSpec
 from kdc.distill.settings import Training
 from kdc.tasks.classification import Classification
 from passes.search import Search
+from passes.search import judge as judging
 from passes.search.journal import Candidate, Journal, front
 from passes.search.members import Members
-from passes.search.spaces import OwnSpace, PlainLayer, PlainSpace, PlainStudent
+from passes.search.spaces import OwnSpace, PlainLayer, PlainSpace, PlainStudent, key
 
 SPACE = PlainSpace(depth=(1, 3), channels=(4, 8), reductions=(0, 2))
 SHORT = Training(epochs=1, batch=32)
@@ -138,15 +144,76 @@ def test_a_structure_named_by_hand_is_taken_as_it_is(teacher, context_of):
     assert settings.apply(teacher, decision).model.layers[0][0].weight.shape == (5, 1, 3, 3)
 
 
-def test_a_budget_below_the_smallest_member_says_the_floor(teacher, context_of):
-    with pytest.raises(
-        BudgetError, match=r"no student of these spaces meets the budget.*the smallest, plain 4"
-    ) as said:
-        Search(**TINY).decide(teacher, context_of(Budget(macs=100)))
-    assert "macs 100" in str(said.value)
-    assert "million MACs" in str(said.value)
-    with pytest.raises(BudgetError, match=r"latency_ms 1e-06.*takes .* ms"):
-        Search(**TINY).decide(teacher, context_of(Budget(latency_ms=1e-6), ms=lambda macs: 1.0, name="1"))
+@pytest.mark.parametrize(
+    ("budget", "ms", "said"),
+    [
+        ({"macs": 100}, None, r"macs is \d+.*, the limit 100"),
+        ({"latency_ms": 1e-6}, 1.0, r"latency_ms is 1, the limit 1e-06"),
+        ({"min_speedup": 1e6}, 1.0, r"latency_ms for min_speedup 1e\+06 is 1"),
+    ],
+    ids=["macs", "latency", "speedup"],
+)
+def test_a_budget_below_the_smallest_member_takes_that_member_and_says_so(teacher, context_of, budget, ms, said):
+    events = []
+    context = context_of(Budget(**budget), **({} if ms is None else {"ms": lambda macs: ms}))
+    context = dataclasses.replace(context, emit=events.append)
+    decision = Search(**TINY).decide(teacher, context)
+    (text,) = [event.text for event in events if isinstance(event, Note) and "no student of these spaces" in event.text]
+    assert re.search(said, text)
+    assert json.loads((context.work / FINDINGS).read_text())["nearest"] in text
+    smallest = Members(teacher, TINY["spaces"], context.seed).smallest()
+    assert decision.student in smallest
+    (row,) = [row for row in rows(context) if row["chosen"]]
+    assert not row["fits"]
+    Search(**TINY).apply(teacher, decision).model(torch.zeros(2, *teacher.inputs[0].shape[1:]))
+
+
+def test_of_several_smallest_members_the_one_that_misses_the_limits_by_the_least_is_taken(teacher, context_of):
+    spaces = (PlainSpace(depth=(4, 6), channels=(32,)), *TINY["spaces"])
+    settings = Search(**{**TINY, "spaces": spaces})
+    decision = settings.decide(teacher, context_of(Budget(macs=100)))
+    members = Members(teacher, spaces, 0)
+    assert min(members.smallest(), key=lambda one: members.size(members.build(one))[1]) == decision.student
+
+
+def limited(context, seconds, at):
+    return dataclasses.replace(context, deadline=Deadline(lambda: seconds[0], at, 1.0, context.work))
+
+
+def test_a_search_without_time_takes_what_it_has_and_another_process_comes_to_the_same(teacher, context_of):
+    budget, seconds = Budget(macs=40_000), [100.0]
+    context = limited(context_of(budget), seconds, 50.0)
+    decision = Search(**TINY).decide(teacher, context)
+    assert any("the search looked at" in text for text in context.deadline.given_up().values())
+    assert all(not row["points"] for row in rows(context))
+    follower = dataclasses.replace(context, deadline=Deadline(lambda: 0.0, math.inf, 1.0, context.work))
+    assert Search(**TINY).decide(teacher, follower) == decision
+
+
+def test_a_search_whose_time_ends_in_a_round_chooses_among_those_it_distilled(teacher, context_of, monkeypatch):
+    seconds, distilled = [0.0], []
+    context = limited(context_of(Budget(macs=40_000)), seconds, 90.0)
+
+    def one_takes_all(candidate, *rest):
+        distilled.append(candidate.key)
+        seconds[0] = 90.0
+        return candidate.model_copy(update={"points": (50.0,)})
+
+    monkeypatch.setattr(judging, "_distilled", one_takes_all)
+    decision = Search(**{**TINY, "finalists": 4, "population": 4}).decide(teacher, context)
+    assert len(distilled) == 1
+    assert key(decision.student) == distilled[0]
+    told = " ".join(context.deadline.given_up().values())
+    assert "1 of 4 candidates in round 1" in told
+
+
+def test_a_limit_that_is_far_away_changes_no_decision(teacher, context_of):
+    budget = Budget(macs=40_000)
+    free = Search(**TINY).decide(teacher, context_of(budget, name="free"))
+    wide = limited(context_of(budget, name="wide"), [0.0], 1e6)
+    assert Search(**TINY).decide(teacher, wide) == free
+    assert rows(wide) == rows(context_of(budget, name="free"))
+    assert wide.deadline.given_up() == {}
 
 
 def test_candidates_that_fail_are_told_and_more_than_half_of_them_end_the_search(tmp_path, teacher, context_of):
