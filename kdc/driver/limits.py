@@ -26,7 +26,7 @@ from targets.quick import MEMORY_PROCESSES
 from targets.ratio import Ratio
 from targets.settings import INTEREST
 
-TIME_TOLERANCE_MINUTES, TIME_TOLERANCE = 0.25, 0.1  # of compile_minutes: whichever is more
+TOLERANCE_SECONDS, TOLERANCE_FRACTION = 15.0, 0.1  # within which `compile_minutes` is kept: whichever is more
 
 
 @dataclass(frozen=True)
@@ -91,7 +91,7 @@ def limits(budget: Budget, judged: Judged, minutes: float) -> tuple[Verdict, ...
     if judged.churn is not None:
         hold("max_churn", budget.max_churn, judged.churn, "point, validation")
     if budget.compile_minutes is not None:
-        tolerance = max(TIME_TOLERANCE_MINUTES, TIME_TOLERANCE * budget.compile_minutes)
+        tolerance = tolerance_seconds(budget.compile_minutes) / 60
         hold("compile_minutes", budget.compile_minutes, minutes, "of all commands so far", tolerance=tolerance)
     if budget.asks_for_speed:
         hold("proven_faster", 1 + INTEREST, ratio.low, "lower end of the speed-up's 95% interval", "at least",
@@ -129,6 +129,11 @@ def check_showable(budget: Budget, validation: int) -> None:
         f"{asked}, and {validation} validation samples show {best} at best, with every answer the teacher's own",
         do=f"give at least {least} validation samples, or write `max_drop: {limit.points:g}` to hold the point",
     )
+
+
+def tolerance_seconds(minutes: float) -> float:
+    """Within how many seconds a limit of so many minutes on a run's time is kept."""
+    return max(TOLERANCE_SECONDS, TOLERANCE_FRACTION * 60 * minutes)
 
 
 def known(count: int | None) -> int:

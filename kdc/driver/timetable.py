@@ -14,6 +14,7 @@ from pathlib import Path
 from kdc.core.data import Splits
 from kdc.core.deadline import Deadline
 from kdc.driver.clock import Clock, TimeUpError
+from kdc.driver.limits import tolerance_seconds
 from kdc.driver.lowering import EVALUATE, LOWER, TIME
 from kdc.driver.plan import Planned
 from kdc.driver.robustness import SAMPLES, strongest
@@ -23,7 +24,6 @@ LOOK_SECONDS = 1.5  # of such a look, what is no start of a process: its runs an
 FILE_SECONDS = 0.6  # of each file in a measuring process: its warm-up and its rounds
 MEASURE_SHARE = 0.25  # of the limit, what measuring may have where it would take more
 END_SECONDS = 1.0  # the folder and the report
-TOLERANCE_SECONDS, TOLERANCE_SHARE = 15.0, 0.1  # within which a limit is kept
 
 
 class Timetable:
@@ -83,8 +83,8 @@ class Timetable:
         limit = self.clock.limit_minutes
         if limit is None:
             return
-        tolerance = max(TOLERANCE_SECONDS, TOLERANCE_SHARE * 60 * limit)
-        over = self.least() - self.clock.left - tolerance / 2  # the other half is for what takes longer than foretold
+        spare = tolerance_seconds(limit) / 2  # the other half is for what takes longer than foretold
+        over = self.least() - self.clock.left - spare
         if over > 0:
             needed = (self.clock.seconds + self.least()) / 60
             raise TimeUpError(

@@ -9,8 +9,9 @@ import torch
 from kdc.core.data import Split, Splits
 from kdc.core.observe import Note, silent
 from kdc.driver.clock import Clock, TimeUpError
+from kdc.driver.limits import TOLERANCE_SECONDS
 from kdc.driver.lowering import EVALUATE, LOWER, TIME
-from kdc.driver.timetable import END_SECONDS, MEASURE_SHARE, TOLERANCE_SECONDS, Timetable
+from kdc.driver.timetable import END_SECONDS, MEASURE_SHARE, Timetable
 from targets.settings import Settings
 
 
