@@ -54,8 +54,8 @@ class Clock:
             content = json.loads(path.read_bytes()) if is_plain_file(path) else {}
             if content["recipe"] == recipe_sha256:
                 self._before = _seconds(content["seconds"])
-                self._took = {name: _seconds(seconds) for name, seconds in content["took"].items()}
-                self._decided = dict(content["decided"])
+                self._took = {name: _seconds(seconds) for name, seconds in content.get("took", {}).items()}
+                self._decided = dict(content.get("decided", {}))
         except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
             discard(path)  # the first command of this recipe, or a count that was damaged
         self._began = now() if began is None else began
