@@ -2,7 +2,7 @@
 
 Every draw is named by the seed, the step and the epoch, so that a run that was killed and went on from its checkpoint
 ends with the same bytes as one that was not. Only a deadline makes a training depend on the clock (`fitting.py`): one that
-was made shorter gives the best state that it had on the validation split.
+was made shorter gives the best state that it had on the validation split, as one with `keep: best` does.
 """
 
 from __future__ import annotations
@@ -127,7 +127,8 @@ class _Loop:
         planned, per_epoch = self.drawing.steps, self.drawing.steps_per_epoch
         self.fitting = Fitting(context, training, planned, per_epoch, team, device)
         # What a pass trains beside the student (exits) is not in the metric: then the last state is the best.
-        self.best = None if context.deadline is None or extra else Best()
+        wanted = training.keep == "best" or context.deadline is not None
+        self.best = Best() if wanted and not extra else None
 
     def run(self) -> None:
         self._load()
@@ -138,7 +139,8 @@ class _Loop:
                 self._begin(views)
                 self._go_on(views)
         self._save()
-        best = None if self.best is None or not self.fitting.shortened else self.best.state
+        chosen = self.training.keep == "best" or self.fitting.shortened
+        best = self.best.state if self.best is not None and chosen else None
         self.student.load_state_dict(self.average.state if best is None else best)
         self.student.eval()
 

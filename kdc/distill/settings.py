@@ -93,6 +93,11 @@ class Training(BaseModel, frozen=True, extra="forbid"):
         description="after the training, divide the logits by the temperature that fits the validation labels best, in "
         "the last layer's weights; null: where an objective leaves their scale open, as dist does",
     )
+    keep: Literal["last", "best"] = Field(
+        default="last",
+        description="last: the averaged weights at the end; best: those after the epoch with the best metric on the "
+        "validation split, the latest of equals, so that the drop that is seen there flatters by as much",
+    )
     checkpoint_seconds: float = Field(default=20.0, gt=0)
     precision: Literal["float32", "bf16-mixed", "16-mixed"] = Field(
         default="float32",

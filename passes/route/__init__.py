@@ -80,6 +80,8 @@ class Route(Pass[Exits]):
     def _exits_have_something_to_learn_from(cls, training: Training) -> Training:
         if not any(isinstance(objective, HardLabels | OnOutputs) for objective in training.objectives):
             raise ValueError("exits learn from objectives on outputs alone; add `labels` or `kd` to objectives")
+        if training.keep == "best":
+            raise ValueError("`keep: best` looks at the last answer alone, and not at the exits'; leave it out")
         return training
 
     def contract(self, device: Device) -> Contract:

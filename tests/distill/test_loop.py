@@ -18,7 +18,7 @@ from kdc.distill.loop import train
 from kdc.distill.objectives.features import hint
 from kdc.distill.objectives.logits import soft_targets
 from kdc.distill.settings import HardLabels, Hints, SoftTargets, Training
-from kdc.distill.teacher import predict
+from kdc.distill.teacher import predict, reached
 from kdc.distill.teacher_answers import TeacherAnswers
 from kdc.distill.views import view
 from kdc.tasks.classification import Classification
@@ -121,6 +121,42 @@ def test_a_training_that_was_killed_ends_with_the_same_bytes(context, tmp_path, 
     handle.remove()
     again = train(initialised(network(4), 6), context, SHORT)
     assert states_equal(whole, again)
+
+
+def up_and_down(context: Context, tmp_path: Path, name: str, **changes: object) -> tuple[list[float], float]:
+    """The metric after each epoch of a training that goes up and down, and that of what comes out."""
+    seen: list[float] = []
+    own = replaced(
+        context,
+        work=tmp_path / name,
+        emit=lambda event: seen.append(event.metric) if isinstance(event, Epoch) else None,
+    )
+    training = SHORT.model_copy(update={"epochs": 12, "learning_rate": 0.02, "ema": 0.0, **changes})
+    student = train(initialised(network(4), 7), own, training)
+    return seen, reached(student, own)
+
+
+def test_the_best_epoch_on_validation_is_kept_where_that_is_asked_for(context, tmp_path):
+    seen, last = up_and_down(context, tmp_path, "last")
+    assert last == seen[-1] < max(seen)  # else this test shows nothing
+    again, best = up_and_down(context, tmp_path, "best", keep="best")
+    assert again == seen
+    assert best == max(seen)
+
+
+def test_the_best_epoch_is_the_same_after_a_kill(context, tmp_path):
+    _, best = up_and_down(context, tmp_path, "whole", keep="best")
+
+    def killed(event: Event) -> None:
+        if isinstance(event, Epoch) and event.epoch == 8:
+            raise KeyboardInterrupt
+
+    training = SHORT.model_copy(update={"epochs": 12, "learning_rate": 0.02, "ema": 0.0, "keep": "best"})
+    own = replaced(context, work=tmp_path / "killed", emit=killed)
+    with pytest.raises(KeyboardInterrupt):
+        train(initialised(network(4), 7), own, training)
+    student = train(initialised(network(4), 7), replaced(own, emit=silent), training)
+    assert reached(student, own) == best
 
 
 def test_a_finished_training_is_not_done_again(context):

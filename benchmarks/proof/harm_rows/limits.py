@@ -11,7 +11,7 @@ from rows import ROOT, Claim, Outcome, Raw
 from running_cases import copy_case, run_kdc, run_python
 
 CASE = "in a copy of tests/cases/plain: "
-SHORT = "passes=[{prune: {keep_macs: 0.3, training: {epochs: 2, batch: 32, learning_rate: 3.0e-3}}}]"
+SHORT = "passes=[{prune: {keep_macs: 0.2, training: {epochs: 8, batch: 32, learning_rate: 3.0e-3}}}]"
 
 
 def _run(folder: Path, limit: str) -> Raw:
@@ -36,7 +36,7 @@ def _harder(folder: Path, split: str) -> Path:
     data = (case / "data.py").read_text().replace("def load(", "def clean(")
     (case / "data.py").write_text(
         f"{data}\n\ndef load():\n    splits = clean()\n    x, y = splits['{split}']\n"
-        f"    noise = np.random.default_rng(1).normal(0, 1.2, x.shape).astype(np.float32)\n"
+        f"    noise = np.random.default_rng(1).normal(0, 0.5, x.shape).astype(np.float32)\n"
         f"    return {{**splits, '{split}': (x + noise, y)}}\n"
     )
     return case
