@@ -37,7 +37,7 @@ teacher: {build: teacher.py:build, weights: weights.safetensors}
 data: data.py:load
 budget: {max_drop: 30, min_speedup: 1.2}
 passes:
-  - prune: {training: {epochs: 6, batch: 32, learning_rate: 3.0e-3, checkpoint_seconds: 0.5}}
+  - prune: {training: {epochs: 60, batch: 32, learning_rate: 3.0e-3, checkpoint_seconds: 0.5}}
 """
 
 
@@ -97,26 +97,34 @@ def _judge_killed(raw: Raw) -> Outcome:
 
 
 def _measure_decided(folder: Path) -> Raw:
+    """Each kill meets a copy of the run as it was when its decision was stored, and that copy is then run to its end."""
     recipe = _recipe(folder / "project", BY_TIMING)
-    first = Runs(recipe, folder / "killed", folder / "disturbed")
+    first = Runs(recipe, folder / "decided", folder / "logs")
     stopped = [first.stopped_when_decided("kept", signal.SIGKILL)]
     decided = first.decision("kept")
-    shutil.copytree(folder / "killed", folder / "whole")
-    whole = Runs(recipe, folder / "whole", folder / "undisturbed")
+
+    def copied(name: str) -> Runs:
+        shutil.copytree(folder / "decided", folder / name)
+        return Runs(recipe, folder / name, folder / "logs")
+
+    whole = copied("whole")
     code, at = whole.whole()
-    phases = ("training", "training", "measuring")
-    stopped += [first.stopped(*moment) for moment in moments(at, phases, SIGNALS, seed=13)]
-    last, _ = first.whole()
-    expected, found = whole.bytes_of(), first.bytes_of()
+    expected = whole.bytes_of()
+    differing, left, codes = set[str](), list[str](), [code]
+    for number, moment in enumerate(moments(at, ("training", "training", "measuring"), SIGNALS, seed=13)):
+        again = copied(f"killed-{number}")
+        stopped.append(again.stopped(*moment))
+        codes.append(again.whole()[0])
+        found = again.bytes_of()
+        differing |= {name for name in expected.keys() | found.keys() if expected.get(name) != found.get(name)}
+        left += [*again.left(), *again.partial()]
     return {
         "decision": decided,
         "stopped": [dataclasses.asdict(one) for one in stopped],
-        "undisturbed_exit_code": code,
-        "exit_code": last,
+        "exit_codes": codes,
         "files": len(expected),
-        "differing": sorted(name for name in expected.keys() | found.keys() if expected.get(name) != found.get(name)),
-        "left_in_temporary": first.left(),
-        "left_in_out": first.partial(),
+        "differing": sorted(differing),
+        "left": left,
     }
 
 
@@ -124,12 +132,11 @@ def _judge_decided(raw: Raw) -> Outcome:
     codes = {number.name: code for number, code in CODES.items()}
     as_told = [one for one in raw["stopped"] if one["exit_code"] == codes[one["signal"]]]
     holds = len(as_told) == len(raw["stopped"]) == 4 and raw["files"] > 3 and raw["decision"] is not None
-    holds = holds and not (raw["differing"] or raw["left_in_temporary"] or raw["left_in_out"])
+    holds = holds and not (raw["differing"] or raw["left"]) and len(set(raw["exit_codes"])) == 1
     return Outcome(
         holds,
         f"{len(as_told)} of {len(raw['stopped'])} ended by their signal's exit code; of {raw['files']} files differ: "
-        f"{', '.join(raw['differing']) or 'none'}; left: "
-        f"{', '.join(raw['left_in_temporary'] + raw['left_in_out']) or 'nothing'}",
+        f"{', '.join(raw['differing']) or 'none'}; left: {', '.join(raw['left']) or 'nothing'}",
         "the same bytes as the run that went on undisturbed from the stored decision, and nothing left",
     )
 
