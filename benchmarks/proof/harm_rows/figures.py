@@ -33,7 +33,9 @@ def _demo(folder: Path) -> Raw:
             "student_ms": report["student"]["latency"]["median_ms"],
             "ships": next(row["name"] for row in report["steps"] if row["selected"]),
         }
-        machine = {key: report["environment"].get(key) for key in ("cpu", "cpu_family", "processor_features", "busy_percent")}
+        machine = {
+            key: report["environment"].get(key) for key in ("cpu", "cpu_family", "processor_features", "busy_percent")
+        }
     return {"runs": runs, "machine": machine}
 
 
