@@ -69,6 +69,8 @@ class Runs:
                 stderr=said,
                 # One thread: several on a busy machine wait for one another.
                 env={**os.environ, "TMPDIR": str(self.temporary), "COLUMNS": "80", "OMP_NUM_THREADS": "1"},
+                # Under nohup a process ignores SIGHUP, and so would this one.
+                preexec_fn=lambda: signal.signal(signal.SIGHUP, signal.SIG_DFL),  # noqa: PLW1509 - nothing forks beside it
             )
         return process, log
 
