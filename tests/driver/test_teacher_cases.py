@@ -57,7 +57,7 @@ def test_weights_of_five_and_tables_of_four_dimensions_are_planned(tmp_path, mon
 @pytest.mark.parametrize("case", ["flatten_by_view", "inplace_input"])
 def test_a_teacher_that_is_right_is_compressed_as_the_control_is(tmp_path, case):
     folder = copy_case(case, tmp_path)
-    done = run_kdc(folder, "compress", "recipe.yaml", "--out", "run", "--quiet", "--set", "passes.0.training.epochs=3")
+    done = run_kdc(folder, "compress", "recipe.yaml", "--out", "run", "--quiet")
     report = json.loads((folder / "run" / "report.json").read_text())
     assert done.returncode in (0, 3), done.stderr  # a busy machine may not see the small gain
     assert report["steps"][0]["student"]["metric"]["points"] > 95
