@@ -132,7 +132,8 @@ def _judge_decided(raw: Raw) -> Outcome:
     codes = {number.name: code for number, code in CODES.items()}
     as_told = [one for one in raw["stopped"] if one["exit_code"] == codes[one["signal"]]]
     holds = len(as_told) == len(raw["stopped"]) == 4 and raw["files"] > 3 and raw["decision"] is not None
-    holds = holds and not (raw["differing"] or raw["left"]) and len(set(raw["exit_codes"])) == 1
+    # 0 or 3: how fast the student is, is measured each time
+    holds = holds and not (raw["differing"] or raw["left"]) and set(raw["exit_codes"]) <= {0, 3}
     return Outcome(
         holds,
         f"{len(as_told)} of {len(raw['stopped'])} ended by their signal's exit code; of {raw['files']} files differ: "
