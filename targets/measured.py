@@ -90,14 +90,6 @@ class Measured(BaseModel, frozen=True, extra="forbid"):
         samples = self.samples_ns if samples_ns is None else samples_ns
         return judge(samples[first], samples[second], self.interest, means)
 
-    def samples_ms(self, index: int) -> list[float]:
-        """All timed runs of a candidate, in the order they were run."""
-        return _in_order(self.samples_ns[1 + index])
-
-    def cold_samples_ms(self, index: int) -> list[float]:
-        """All cold runs of a candidate, in the order they were run; empty where there were none."""
-        return [] if self.cold is None else _in_order(self.cold.samples_ns[1 + index])
-
     def comparison(self, index: int) -> Comparison:
         """A candidate beside the baseline."""
         return Comparison(
@@ -112,8 +104,3 @@ class Measured(BaseModel, frozen=True, extra="forbid"):
             cold=self.cold
             and self.cold.model_copy(update={"samples_ns": (self.cold.samples_ns[1 + index], self.cold.samples_ns[0])}),
         )
-
-
-def _in_order(blocks_ns: BlocksNs) -> list[float]:
-    """Milliseconds of all runs."""
-    return [ns / 1e6 for process in blocks_ns for block in process for ns in block]

@@ -101,5 +101,5 @@ def renormalized_summary(graph: ChannelGraph, kept: Mask) -> str | None:
         return None
     return (
         f"{', '.join(changed)}: {' and '.join(norms)} takes its statistics over these layers' channels, so that those "
-        "that stay change as well when some leave; training has to mend that"
+        "that stay change as well when some leave; training has to make up for it"
     )
