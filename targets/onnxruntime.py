@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 from kdc.core.devicefile import DeviceFile
 from kdc.core.errors import TargetError
 from targets.cascade import is_cascade, load_cascade, stage_files
+from targets.proc import allowed_cores
 from targets.runtime import Array, Engine, Placed, Port, first_line, must_exist
 
 if TYPE_CHECKING:  # pydantic's, which a remote device may lack
@@ -76,6 +77,10 @@ class OnnxRuntime:
         import onnxruntime
 
         return tuple(onnxruntime.get_available_providers())
+
+    def at_once(self, device: Device) -> int:
+        """On the CPU alone: sessions are independent, and leave Python free while they run."""
+        return 1 if set(device.providers) - {CPU} else max(1, allowed_cores() // device.threads)
 
     def version(self) -> str:
         """The installed version."""

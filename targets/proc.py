@@ -76,6 +76,11 @@ def physical_cores() -> int:
     return len(siblings) or os.cpu_count() or 1
 
 
+def allowed_cores() -> int:
+    """Processors that this process may use; two threads of a core count twice."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 def memory_bytes() -> int:
     """All of the machine's memory."""
     try:

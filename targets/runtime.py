@@ -141,6 +141,14 @@ class FallsBack(Protocol):
         """What of a built file its fast kernels do not run: the operator of each such call, in the runtime's words."""
 
 
+@runtime_checkable
+class SideBySide(Protocol):
+    """A runtime whose engines of one file may run in several threads of one process, and let Python go on meanwhile."""
+
+    def at_once(self, device: Device) -> int:
+        """How many engines of this device keep the cores of this machine busy, at least 1."""
+
+
 _HALF = ("openvino", "tensorrt-rtx", "tensorrt", "coreml")
 
 NONE = "none"

@@ -70,7 +70,8 @@ def distill(
 
     loaded = load_recipe(recipe, {}, settings or [], PASSES)
     with observer(quiet=quiet, log=log, force=force) as emit:
-        from kdc.driver.leaderboard import Options, cores, leaderboard
+        from kdc.driver.leaderboard import Options, leaderboard
+        from targets.proc import allowed_cores
 
         options = Options(
             seeds=seeds,
@@ -85,7 +86,7 @@ def distill(
             samples=samples,
         )
         made = leaderboard(
-            loaded, options, out, jobs or cores(), emit, force=force, allow_torchscript=allow_torchscript
+            loaded, options, out, jobs or allowed_cores(), emit, force=force, allow_torchscript=allow_torchscript
         )
     from kdc.cli.standings import as_markdown, show
 

@@ -19,7 +19,7 @@ from kdc.core.store import Store
 from kdc.distill.teacher import predict
 from kdc.driver import folder
 from kdc.driver.compress import LOCK, REPORT, STAGED, STRUCTURE
-from kdc.driver.evaluate import Array, decided, run_over
+from kdc.driver.evaluate import Array, decided, engines, run_over
 from kdc.driver.inputs import Inputs, load
 from kdc.driver.plan import facts_of
 from kdc.driver.recipe import load_recipe
@@ -28,7 +28,6 @@ from kdc.driver.steps import WEIGHTS
 from passes import PASSES
 from targets.cascade import is_cascade
 from targets.door.admit import admit
-from targets.runtime import runtime_of
 
 
 @dataclass(frozen=True)
@@ -82,8 +81,8 @@ def _run(path: Path, inputs: Inputs, batch: int | None = None) -> tuple[Array, A
     if path.suffix == ".onnx" or is_cascade(path):
         admit(path)  # a run's folder may have come from somebody else
     device = inputs.device
-    engine = runtime_of(device).load(DeviceFile(path, device.runtime), device)
-    return run_over(engine, inputs.data.test, batch or device.batch)
+    loaded = engines(DeviceFile(path, device.runtime), device, len(inputs.data.test))
+    return run_over(loaded, inputs.data.test, batch or device.batch)
 
 
 def rebuild(out: Path, inputs: Inputs) -> Artifact[torch.nn.Module]:

@@ -6,7 +6,7 @@ import json
 import math
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,10 @@ from kdc.core.observe import Emit, Event
 from kdc.core.writing import discard, is_plain_file, write_text
 
 WRITE_SECONDS = 5.0
+LOWER, EVALUATE, RUN, TIME = "lower", "evaluate", "run", "time"
+"""What is timed: a model's files made, its validation split in the runtime and in torch, the first of these alone, and a
+short look at its latency."""
+Timed = Callable[[str], AbstractContextManager[None]]
 
 
 class TimeUpError(BudgetError):

@@ -2,15 +2,19 @@
 
 A file is always run at the batch that the target runs, for validation too: an integer file whose scales are of the batch
 answers otherwise at another, and what is chosen by validation is what ships. One sample at a time costs about what timing
-a file costs: ten thousand samples of 1 ms are ten seconds.
+a file costs: ten thousand samples of 1 ms are ten seconds, shared by the cores where the runtime allows it.
 """
 
 from __future__ import annotations
 
+import math
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
+from queue import SimpleQueue
 from typing import Any
 
 import numpy as np
@@ -21,29 +25,32 @@ from kdc.core import verify
 from kdc.core.cascade import Cascade
 from kdc.core.contract import Fact
 from kdc.core.data import Split
+from kdc.core.device import Device
 from kdc.core.observe import Progress
 from kdc.core.scratch import scratch_folder
 from kdc.core.spec import DeviceFile
 from kdc.core.store import Entry, Parts, key_of
 from kdc.distill.teacher import EVALUATION_BATCH, predict
+from kdc.driver.clock import RUN, Timed
 from kdc.driver.plan import facts_of
 from kdc.driver.sources import digest, digests, versions
 from kdc.driver.steps import Made, Steps
 from passes.export.staged import HOST, write
 from passes.export.staged import split as stage
 from targets.parts import sha256_of_parts
-from targets.runtime import Engine, runtime_of
+from targets.runtime import Engine, SideBySide, runtime_of
 
 Array = np.ndarray[Any, Any]
 REPORTED = 250  # samples from one report of progress to the next
+ENGINES_MOST = 8  # each holds the file's weights
 OUTPUTS, TAKEN = "outputs.npy", "exits.npy"
 
 
 class Evaluation:
     """Runs files of one recipe over its splits; what they answered is stored."""
 
-    def __init__(self, steps: Steps) -> None:
-        self.steps, self.inputs = steps, steps.inputs
+    def __init__(self, steps: Steps, timed: Timed = lambda what: nullcontext()) -> None:
+        self.steps, self.inputs, self.timed = steps, steps.inputs, timed
         self.runtime = runtime_of(self.inputs.device)
 
     def validation(self, made: Made, file: DeviceFile, onnx: Path) -> Entry:
@@ -60,7 +67,8 @@ class Evaluation:
         if entry is not None:
             return entry
         split, task = self.inputs.data.validation, self.inputs.task
-        outputs, taken = self._run(file, split, f"{made.name}: validation")
+        with self.timed(RUN):
+            outputs, taken = self._run(file, split, f"{made.name}: validation")
         expected = predict(made.artifact.model, split).numpy()
         labels = split.labels.numpy()
         points = [100.0 * float(task.scores(o, labels).mean()) for o in (expected, outputs)]
@@ -95,7 +103,7 @@ class Evaluation:
             self.steps.emit(Progress(what, done, len(split), "samples"))
 
         device = self.inputs.device
-        return run_over(self.runtime.load(file, device), split, batch or device.batch, report)
+        return run_over(engines(file, device, len(split)), split, batch or device.batch, report)
 
     def _parts(self, file: DeviceFile, split: str) -> Parts:
         return {
@@ -110,32 +118,61 @@ class Evaluation:
         }
 
 
+def engines(file: DeviceFile, device: Device, samples: int) -> list[Engine]:
+    """The loaded file, as often as it may run in threads of this process at once: what it answers is no matter of time.
+
+    Args: samples: how many it will be run over; a second engine is not loaded for a few.
+    Raises: TargetError as `Runtime.load`.
+    """
+    runtime = runtime_of(device)
+    at_once = runtime.at_once(device) if isinstance(runtime, SideBySide) else 1
+    return [runtime.load(file, device) for _ in range(max(1, min(at_once, ENGINES_MOST, samples // REPORTED)))]
+
+
 def run_over(
-    engine: Engine,
+    engines: Sequence[Engine],
     split: Split,
     batch: int,
     report: Callable[[int], None] = lambda done: None,
 ) -> tuple[Array, Array | None]:
     """A loaded file's outputs over a split, [n, ...], and the exits taken, [n], where it tells them.
 
-    Args: batch: samples at a time, as the target runs them; a file whose batch size is fixed is run in such batches. The
-        last batch is filled up with the first samples, whose second outputs are left out: no sample is in a smaller one.
-        report: is told how many samples are done.
+    Args: engines: the same file loaded once or more; they share the samples, each in a thread of its own. batch: samples
+        at a time, as the target runs them; a file whose batch size is fixed is run in such batches. The last batch is
+        filled up with the first samples, whose second outputs are left out: no sample is in a smaller one. report: is
+        told how many samples are done.
     """
-    fixed = engine.inputs[0].shape[0]
+    fixed = engines[0].inputs[0].shape[0]
     size = fixed if isinstance(fixed, int) else batch
-    outputs: list[Array] = []
-    taken: list[Array] = []
-    told = 0
-    for start in range(0, len(split), size):
-        done = min(start + size, len(split))
-        part = split[torch.arange(start, start + size) % len(split)]
-        found = [array[: done - start] for array in engine.run([tensor.numpy() for tensor in part.inputs])]
-        outputs.append(found[0])
-        taken += found[1:2]
-        if done - told >= REPORTED or done == len(split):
-            report(told := done)
-    return np.concatenate(outputs), np.concatenate(taken) if taken else None
+    part = size * math.ceil(REPORTED / size)
+    free: SimpleQueue[Engine] = SimpleQueue()
+    for engine in engines:
+        free.put(engine)
+
+    def run(start: int) -> list[list[Array]]:
+        engine = free.get()
+        try:
+            return [_batch(engine, split, begin, size) for begin in range(start, min(start + part, len(split)), size)]
+        finally:
+            free.put(engine)
+
+    found: list[list[Array]] = []
+    with ThreadPoolExecutor(len(engines)) as pool:
+        running = [pool.submit(run, start) for start in range(0, len(split), part)]
+        try:
+            for number, future in enumerate(running, start=1):
+                found += future.result()
+                report(min(number * part, len(split)))
+        finally:
+            pool.shutdown(cancel_futures=True)
+    outputs = [np.concatenate(arrays) for arrays in zip(*found, strict=True)]
+    return outputs[0], outputs[1] if len(outputs) > 1 else None
+
+
+def _batch(engine: Engine, split: Split, start: int, size: int) -> list[Array]:
+    """What one batch gives, without the samples that only fill it up."""
+    part = split[torch.arange(start, start + size) % len(split)]
+    return [array[: len(split) - start] for array in engine.run([tensor.numpy() for tensor in part.inputs])[:2]]
 
 
 @torch.no_grad()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -276,8 +275,3 @@ class _Run:
 
     def _name(self) -> str:
         return Path(str(self.table.inputs.recipe.data.load).rpartition(":")[0]).parent.name or "data"
-
-
-def cores() -> int:
-    """How many trials can run at once on this machine."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

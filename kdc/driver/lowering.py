@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -23,6 +23,7 @@ from kdc.core.scratch import scratch_folder
 from kdc.core.spec import DeviceFile
 from kdc.core.store import Parts, key_of
 from kdc.driver.again import Forecasts
+from kdc.driver.clock import EVALUATE, LOWER, TIME, Timed
 from kdc.driver.evaluate import Array, Evaluation, loaded
 from kdc.driver.keys import forecast_with, measuring_parts
 from kdc.driver.lint import lint
@@ -39,9 +40,6 @@ TOGETHER = 8  # files timed in one process beside the teacher
 FORECAST_SECONDS = 1.0
 SCRATCH_SAMPLES = 64
 INPUTS_MOST = 1000  # timed one by one, spread evenly over the split
-LOWER, EVALUATE, TIME = "lower", "evaluate", "time"
-"""What is timed: the files of a model, its validation split in them and in torch, and a short look at its latency."""
-Timed = Callable[[str], AbstractContextManager[None]]
 
 
 @dataclass(frozen=True)
@@ -100,7 +98,7 @@ class Lowering:
     def __init__(self, steps: Steps, plan: Plan, timed: Timed = lambda what: nullcontext()) -> None:
         self.steps, self.plan, self.inputs, self.timed = steps, plan, steps.inputs, timed
         self.runtime = running(self.inputs.device)
-        self.evaluation = Evaluation(steps)
+        self.evaluation = Evaluation(steps, timed)
         self._previous: dict[str, Array] = {}
         self.inputs_most = INPUTS_MOST
 

@@ -7,10 +7,10 @@ from pathlib import Path
 from kdc.core.data import Split
 from kdc.core.errors import ModelError
 from kdc.core.spec import DeviceFile
-from kdc.driver.evaluate import Array, run_over
+from kdc.driver.evaluate import Array, engines, run_over
 from targets.device import load_device
 from targets.door.admit import admit
-from targets.runtime import Port, runtime_of
+from targets.runtime import Port
 
 ANYWHERE = "cpu-ort"  # ONNX Runtime is always there; what a release answers is a matter of its graph, not of the device
 
@@ -22,14 +22,14 @@ def answers_of_release(path: Path, classes: int, split: Split) -> Array:
     """
     admit(path)
     device = load_device(ANYWHERE)
-    engine = runtime_of(device).load(DeviceFile(path, device.runtime), device)
+    loaded = engines(DeviceFile(path, device.runtime), device, len(split))
     own = [Port("", ("batch", *t.shape[1:]), str(t.dtype).removeprefix("torch.")) for t in split.inputs]
-    if len(own) != len(engine.inputs) or not all(map(_fits, engine.inputs, own)):
+    if len(own) != len(loaded[0].inputs) or not all(map(_fits, loaded[0].inputs, own)):
         raise ModelError(
-            f"{path}: the previous release takes {_told(engine.inputs)} a sample; the data hold {_told(own)}",
+            f"{path}: the previous release takes {_told(loaded[0].inputs)} a sample; the data hold {_told(own)}",
             do="name a release that takes the same inputs, or leave `previous` out",
         )
-    found, _ = run_over(engine, split, device.batch)
+    found, _ = run_over(loaded, split, device.batch)
     if found.ndim != 2 or found.shape[1] != classes:
         raise ModelError(
             f"{path}: the previous release gives {list(found.shape[1:])} numbers a sample; the teacher gives [{classes}]",

@@ -13,9 +13,8 @@ from pathlib import Path
 
 from kdc.core.data import Splits
 from kdc.core.deadline import Deadline
-from kdc.driver.clock import Clock, TimeUpError
+from kdc.driver.clock import EVALUATE, LOWER, RUN, TIME, Clock, TimeUpError
 from kdc.driver.limits import tolerance_seconds
-from kdc.driver.lowering import EVALUATE, LOWER, TIME
 from kdc.driver.plan import Planned
 from kdc.driver.robustness import SAMPLES, strongest
 from targets.settings import PROCESSES_LEAST, Settings
@@ -24,6 +23,7 @@ LOOK_SECONDS = 1.5  # of such a look, what is no start of a process: its runs an
 FILE_SECONDS = 0.6  # of each file in a measuring process: its warm-up and its rounds
 MEASURE_SHARE = 0.25  # of the limit, what measuring may have where it would take more
 END_SECONDS = 1.0  # the folder and the report
+STUDENT_SHARE = 0.5  # of the teacher's time over a split, what a student is expected to take: less leaves time unused
 
 
 class Timetable:
@@ -70,13 +70,11 @@ class Timetable:
 
         Args: made: students so far.
         """
-        students = coming * (self.clock.took(LOWER) + self.clock.took(EVALUATE))
-        return self.clock.left - students - self.to_measure(1 + made + coming) - self.to_report()
+        return self.clock.left - coming * self._student() - self.to_measure(1 + made + coming) - self.to_report()
 
     def least(self) -> float:
         """Seconds that the smallest thing takes that can be done from here on: one student, untrained, and its report."""
-        lowered = self.clock.took(LOWER) + self.clock.took(EVALUATE)
-        return lowered + self._least_measuring(2) + self.to_report()
+        return self._student() + self._least_measuring(2) + self.to_report()
 
     def check(self) -> None:
         """See that the limit leaves time for a student at all. Raises: TimeUpError that says what it takes."""
@@ -100,13 +98,13 @@ class Timetable:
 
     def to_report(self) -> float:
         """Seconds set aside for what follows the measuring: the test split, attacks, exits timed input by input."""
-        evaluate = self.clock.took(EVALUATE)
+        models = 1 + STUDENT_SHARE * (2 if self._skips() else 1)  # with exits, the student without them too
         attack = strongest(self.passes)
         attacked = 0.0
         if attack is not None:  # a forward and a backward a step, of teacher and student
-            attacked = 3 * attack.attack.steps * evaluate * SAMPLES / max(len(self.data.validation), 1)
+            attacked = 3 * attack.attack.steps * self.clock.took(EVALUATE) * SAMPLES / max(len(self.data.validation), 1)
         exits = 2 * 5 * (self._start() + 1) if self._skips() else 0.0
-        return evaluate * self._test_share() + attacked + exits + END_SECONDS
+        return self.clock.took(RUN) * models * self._test_share() + attacked + exits + END_SECONDS
 
     def measuring(self, files: int) -> Settings:
         """How long to measure so many files now; as without a limit where there is time."""
@@ -128,6 +126,10 @@ class Timetable:
             return most
         seconds = max(self.clock.left, 0.0) / 4 / 5 - self._start()  # on two splits, in five processes each
         return min(most, max(50, int(seconds / (8 * max(teacher_ms, 0.01) / 1e3))))
+
+    def _student(self) -> float:
+        """Seconds to lower a student and to judge it on the validation split."""
+        return self.clock.took(LOWER) + STUDENT_SHARE * self.clock.took(EVALUATE)
 
     def _skips(self) -> bool:
         return any(planned.settings.kind == "route" for planned in self.passes)

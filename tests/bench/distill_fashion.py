@@ -17,10 +17,11 @@ from pathlib import Path
 
 from kdc.cli.show import observer
 from kdc.cli.standings import as_markdown
-from kdc.driver.leaderboard import Options, cores, leaderboard
+from kdc.driver.leaderboard import Options, leaderboard
 from kdc.driver.recipe import load_recipe
 from kdc.driver.standings import REFERENCES
 from passes import PASSES
+from targets.proc import allowed_cores
 
 ROOT = Path(__file__).parents[2]
 RECIPE, STUDENT = Path("models/fashion_mnist/recipe.yaml"), "models/fashion_mnist/student.py:build"
@@ -34,7 +35,7 @@ def main() -> int:
     parser.add_argument("out", type=Path)
     parser.add_argument("--whole", action="store_true")
     parser.add_argument("--seeds", type=int, default=5)
-    parser.add_argument("--jobs", type=int, default=cores())
+    parser.add_argument("--jobs", type=int, default=allowed_cores())
     parser.add_argument("--try-weights", action="store_true")
     given = parser.parse_args()
     out = given.out.absolute()

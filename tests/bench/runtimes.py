@@ -23,7 +23,7 @@ from kdc.core.budget import Budget
 from kdc.core.contract import Context
 from kdc.core.errors import KdcError, TargetError
 from kdc.distill.teacher import predict
-from kdc.driver.evaluate import run_over
+from kdc.driver.evaluate import engines, run_over
 from kdc.driver.inputs import load
 from kdc.driver.recipe import load_recipe
 from kdc.numerics.stats import ratio_interval
@@ -103,7 +103,7 @@ def rows(inputs, folder, rounds, targets):
             if reason is not None:
                 found.append([key, [f"yes; not run: {reason}", "", ""]])
                 continue
-            answers, _ = run_over(runtime.load(file, device), test, device.batch)
+            answers, _ = run_over(engines(file, device, len(test)), test, device.batch)
             expected = predict(artifact.model, test).numpy()
             off = float(np.abs(answers - expected).max() / np.sqrt(np.mean(expected**2)))
             accuracy = 100 * float(inputs.task.scores(answers, test.labels.numpy()).mean())

@@ -8,10 +8,9 @@ import torch
 
 from kdc.core.data import Split, Splits
 from kdc.core.observe import Note, silent
-from kdc.driver.clock import Clock, TimeUpError
+from kdc.driver.clock import EVALUATE, LOWER, RUN, TIME, Clock, TimeUpError
 from kdc.driver.limits import TOLERANCE_SECONDS
-from kdc.driver.lowering import EVALUATE, LOWER, TIME
-from kdc.driver.timetable import END_SECONDS, MEASURE_SHARE, Timetable
+from kdc.driver.timetable import END_SECONDS, MEASURE_SHARE, STUDENT_SHARE, Timetable
 from targets.settings import Settings
 
 
@@ -91,9 +90,11 @@ def table(
 ) -> tuple[Timetable, Seconds, Clock]:
     seconds = Seconds()
     clock = Clock(tmp_path / "clock.json", "a", minutes, now=seconds)
-    for what, took in ((LOWER, lower), (EVALUATE, evaluate), (TIME, look)):
+    for what, took in ((LOWER, lower), (RUN, 0.7 * evaluate), (TIME, look)):
         with clock.timed(what):
             seconds.now += took
+    with clock.timed(EVALUATE):
+        seconds.now += evaluate
     settings = Settings(cold_seconds=20.0 if cold else 5.0)
     return Timetable(clock, passes, splits(100, 200), settings, cold), seconds, clock
 
@@ -102,14 +103,18 @@ def table(
 @pytest.mark.parametrize("epochs", [(30,), (30, 3), (1, 1, 1), (0, 300, 5, 3)])
 @pytest.mark.parametrize("lower", [0.2, 2.0, 9.0])
 @pytest.mark.parametrize("cold", [False, True])
-def test_the_parts_of_a_run_never_pass_its_limit(tmp_path, minutes, epochs, lower, cold):
-    """Where each pass takes all that it is given, and all else what it was seen to take; or it is refused at once."""
-    times, seconds, clock = table(tmp_path, minutes, planned(*epochs), lower=lower, cold=cold)
+@pytest.mark.parametrize(("evaluate", "share"), [(1.0, 1.0), (20.0, STUDENT_SHARE)])
+def test_the_parts_of_a_run_never_pass_its_limit(tmp_path, minutes, epochs, lower, cold, evaluate, share):
+    """Where each pass takes all that it is given, and all else what it was seen to take; or it is refused at once.
+
+    `share` is a student's of what the teacher takes to be judged.
+    """
+    times, seconds, clock = table(tmp_path, minutes, planned(*epochs), lower=lower, cold=cold, evaluate=evaluate)
     try:
         times.check()
     except TimeUpError:
-        assert minutes == 0.5
-        assert lower == 9.0
+        assert minutes <= 1
+        assert lower == 9.0 or evaluate == 20.0
         return
     made = 0
     for number in range(1, len(epochs) + 1):
@@ -119,14 +124,14 @@ def test_the_parts_of_a_run_never_pass_its_limit(tmp_path, minutes, epochs, lowe
         assert deadline is not None
         seconds.now += deadline.left()
         made += 1
-        seconds.now += clock.took(LOWER) + clock.took(EVALUATE)
+        seconds.now += clock.took(LOWER) + share * clock.took(EVALUATE)
     measuring = times.measuring(1 + made)
     start, process = times._start(), times._process(1 + made)
     seconds.now += start * (1 + made)
     seconds.now += max(3 * process, measuring.seconds + process)
     if measuring.cold_seconds:
         seconds.now += max(3 * process, measuring.cold_seconds + process)
-    seconds.now += times.to_report()
+    seconds.now += (1 + share) * 2 * clock.took(RUN) + END_SECONDS  # the test split is twice the validation split
     tolerance = max(15.0, 6 * minutes)
     assert made >= 1
     assert clock.seconds <= 60 * minutes + tolerance
@@ -141,7 +146,8 @@ def test_time_is_divided_by_epochs_and_what_a_pass_leaves_goes_to_the_next(tmp_p
     seconds.now += 10
     second = times.deadline(2, 1, tmp_path)
     assert second is not None
-    assert second.left() == pytest.approx(whole - 10 + 3)  # the first student's lowering and judging were in these 10
+    # The first student's lowering, and its judging for half a second, were in these 10.
+    assert second.left() == pytest.approx(whole - 10 + 2.5)
 
 
 def test_the_last_passes_are_left_out_where_all_would_starve(tmp_path):

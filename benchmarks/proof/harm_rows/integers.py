@@ -14,7 +14,7 @@ from kdc.core.budget import Budget
 from kdc.core.contract import Context
 from kdc.core.spec import DeviceFile
 from kdc.distill.teacher import predict
-from kdc.driver.evaluate import run_over
+from kdc.driver.evaluate import engines, run_over
 from kdc.driver.inputs import load
 from kdc.driver.recipe import load_recipe
 from passes import PASSES
@@ -122,7 +122,7 @@ def accuracies(folder: Path) -> Raw:
             artifact = inputs.teacher if target is None else quantized(inputs, target)
             device = load_device(target or "cpu-ort")
             path = device_file(artifact, device.name, folder / teacher / name)
-            answers, _ = run_over(runtime_of(device).load(DeviceFile(path, device.runtime), device), split)
+            answers, _ = run_over(engines(DeviceFile(path, device.runtime), device, len(split)), split, device.batch)
             found[teacher][name] = 100 * float(np.mean(inputs.task.scores(answers, split.labels.numpy())))
     return found
 
