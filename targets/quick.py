@@ -75,9 +75,11 @@ def memory_of(
 
     Each run is a process of its own, for memory that one file has freed another may use.
     """
-    found: dict[str, Done] = {}
-    for file, sha256 in zip(files, hashes, strict=True):
-        if sha256 not in found:
-            job = replace(place.job([file], device, (0,)), mode="memory", limit_seconds=limit_seconds)
-            found[sha256] = max((place.run(job) for _ in range(processes)), key=lambda done: done.peak_bytes)
-    return found
+    distinct = dict(zip(hashes, files, strict=True))
+    jobs = [
+        replace(place.job([file], device, (0,)), mode="memory", limit_seconds=limit_seconds)
+        for file in distinct.values()
+        for _ in range(processes)
+    ]
+    done = iter(place.run_all(jobs))
+    return {sha256: max((next(done) for _ in range(processes)), key=lambda one: one.peak_bytes) for sha256 in distinct}

@@ -7,15 +7,19 @@ address.
 
 from __future__ import annotations
 
+import subprocess
 import sys
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
-from targets.fresh import own_environment, run_fresh
+from targets.fresh import Started, own_environment, run_fresh
 from targets.job import Done, Job
 from targets.machine import Watch
+from targets.proc import allowed_cores
 from targets.runtime import runtime_of
 
 if TYPE_CHECKING:
@@ -44,6 +48,9 @@ class Site(Protocol):
     def run(self, job: Job) -> Done:
         """Do a job in a fresh process. Raises: TargetError where it ended without a result."""
 
+    def run_all(self, jobs: Sequence[Job]) -> list[Done]:
+        """Do jobs that time nothing, each in a fresh process, several at once where the machine can."""
+
     def close(self) -> None:
         """Leave nothing behind."""
 
@@ -60,8 +67,27 @@ class Here:
 
     def run(self, job: Job) -> Done:
         """Do a job in a fresh process of this Python."""
+        return self._run(job, self._folder)
+
+    def run_all(self, jobs: Sequence[Job]) -> list[Done]:
+        """Do jobs as many at once as there are cores."""
+        processes: list[subprocess.Popen[bytes]] = []
+        with ThreadPoolExecutor(allowed_cores()) as pool:
+            running = [
+                pool.submit(self._run, job, self._folder / str(i), processes.append) for i, job in enumerate(jobs)
+            ]
+            try:
+                return [future.result() for future in running]
+            except BaseException:  # Ctrl-C too: a job may hang
+                pool.shutdown(wait=False, cancel_futures=True)
+                for process in processes:
+                    process.kill()
+                raise
+
+    def _run(self, job: Job, folder: Path, started: Started = lambda process: None) -> Done:
+        folder.mkdir(exist_ok=True)
         # -P: a folder `targets` of the user's, where kdc was started, must not stand in for this package
-        return run_fresh(job, self._folder, [sys.executable, "-P", "-m", "targets.worker"], own_environment())
+        return run_fresh(job, folder, [sys.executable, "-P", "-m", "targets.worker"], own_environment(), started)
 
     def close(self) -> None:
         """Nothing outlives its job."""

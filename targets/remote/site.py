@@ -5,6 +5,7 @@ from __future__ import annotations
 import getpass
 import shlex
 import socket
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -64,6 +65,10 @@ class Remote:
         inputs = None if job.inputs is None else Path(self._put(job.inputs, "inputs.npz"))
         there = replace(job, files=files, inputs=inputs, device={**job.device, "address": None})
         return Done.from_json(self._ask("job", job.limit_seconds + GRACE_SECONDS, job=there.as_json()))
+
+    def run_all(self, jobs: Sequence[Job]) -> list[Done]:
+        """Do jobs one after another: there is one line, and one job on it."""
+        return [self.run(job) for job in jobs]
 
     def close(self) -> None:
         """Leave nothing on the device."""

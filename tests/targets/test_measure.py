@@ -402,12 +402,44 @@ def test_a_peak_is_at_least_what_is_resident():
 def test_the_peak_of_a_file_is_the_largest_of_five_processes():
     class Place:
         def __init__(self):
-            self.peaks = iter([3, 9, 2, 8, 1, 7, 7])
+            self.peaks = iter([3, 9, 2, 8, 1, 7, 5, 6, 4, 3])
 
         def job(self, files, device, seed):
             return Job(device, tuple(files), inputs=None, seed=seed, cores=None)
 
-        def run(self, job):
-            return Done(peak_bytes=next(self.peaks))
+        def run_all(self, jobs):
+            return [Done(peak_bytes=next(self.peaks)) for _ in jobs]
 
-    assert memory_of(["file"], ["hash"], {}, Place())["hash"].peak_bytes == 9
+    found = memory_of(["file", "other", "file"], ["hash", "another", "hash"], {}, Place())
+    assert {sha256: done.peak_bytes for sha256, done in found.items()} == {"hash": 9, "another": 7}
+
+
+def test_jobs_that_time_nothing_run_at_once_and_none_outlives_one_that_fails(tmp_path, monkeypatch):
+    """Each stands in for a worker: it waits for another's sign, fails, or would wait for ever."""
+    program = tmp_path / "worker.py"
+    program.write_text(
+        "import json, sys, time\nfrom pathlib import Path\n"
+        "request, result = map(Path, sys.argv[1:])\nseed = json.loads(request.read_text())['seed'][0]\n"
+        f"signs = Path({str(tmp_path)!r})\n(signs / f'sign{{seed}}').touch()\n"
+        "if seed < 2:\n"
+        "    while not (signs / f'sign{1 - seed}').exists(): time.sleep(0.01)\n"
+        f"    result.write_text({Done().as_json()!r})\n"
+        "elif seed == 2: sys.exit('no')\n"
+        "else: time.sleep(600)\n"
+    )
+    monkeypatch.setattr(site, "allowed_cores", lambda: 2)
+
+    def run(job, folder, command, environment, started):
+        return run_fresh(job, folder, [sys.executable, str(program)], environment, started)
+
+    monkeypatch.setattr(site, "run_fresh", run)
+    here = site.Here(None, tmp_path)
+
+    def jobs(*seeds):
+        return [Job(device={}, files=(), inputs=None, seed=(seed,), cores=None) for seed in seeds]
+
+    assert len(here.run_all(jobs(0, 1))) == 2
+    began = time.monotonic()
+    with pytest.raises(TargetError, match="ended with exit code 1"):
+        here.run_all(jobs(2, 3))
+    assert time.monotonic() - began < 60
