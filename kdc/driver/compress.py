@@ -118,7 +118,11 @@ class _Run:
         self.steps = Steps(inputs, store, clock.watching(emit), kept)
         self.lowering = Lowering(self.steps, plan, clock.timed)
         cold = self.budget.latency_ms_cold is not None
-        measuring = Settings(cold_seconds=COLD_SECONDS if cold else COLD_GLANCE_SECONDS)
+        asked = inputs.recipe.measure
+        cold_seconds = COLD_SECONDS if cold else COLD_GLANCE_SECONDS
+        measuring = Settings(
+            seconds=asked.seconds, cold_seconds=cold_seconds if asked.cold_seconds is None else asked.cold_seconds
+        )
         self.time = Timetable(clock, plan.compress, inputs.data, measuring, cold)
         self.left_out: list[str] = []
 

@@ -66,6 +66,17 @@ class DataSpec(BaseModel, frozen=True, extra="forbid"):
     )
 
 
+class MeasureSpec(BaseModel, frozen=True, extra="forbid"):
+    """How long the files are timed at the end: longer gives narrower intervals."""
+
+    seconds: float = Field(default=20, gt=0, description="of all files together")
+    cold_seconds: float | None = Field(
+        default=None,
+        ge=0,
+        description="the same for cold runs; default: 20 where the budget limits them, else 5; 0: they are not timed",
+    )
+
+
 class Recipe(BaseModel, frozen=True, extra="forbid"):
     """A recipe with every path absolute. `passes` None stands for the target's default list."""
 
@@ -81,6 +92,7 @@ class Recipe(BaseModel, frozen=True, extra="forbid"):
         default=None,
         description="the .onnx file of the release that this one replaces: how many answers change (churn)",
     )
+    measure: MeasureSpec = MeasureSpec()
     seed: int = Field(default=0, ge=0, lt=2**63, description="of every random number in the run")
 
 
@@ -126,6 +138,8 @@ def load_recipe(
     else:
         mistakes += misread(plain.get("budget", {}), recipe.budget.model_dump(by_alias=True), ("budget",))
         mistakes += misread(plain.get("seed"), recipe.seed, ("seed",))
+        mistakes += misread(plain.get("measure", {}), recipe.measure.model_dump(), ("measure",))
+        mistakes += _cold_limit_without_cold_runs(recipe)
         mistakes += misread(plain["data"].get("synthesise"), recipe.data.model_dump()["synthesise"], SYNTHESISE)
         mistakes += _without_data(recipe)
         mistakes += _churn_without_release(recipe)
@@ -265,6 +279,14 @@ def _churn_without_release(recipe: Recipe) -> list[Mistake]:
     found = "budget.max_churn limits what changes against the previous release, and none is named"
     do = "add `previous:` to the recipe, or leave max_churn out"
     return [Mistake(("budget", "max_churn"), found, "the .onnx file of that release", do)]
+
+
+def _cold_limit_without_cold_runs(recipe: Recipe) -> list[Mistake]:
+    """A limit on the latency of cold runs needs cold runs."""
+    if recipe.budget.latency_ms_cold is None or recipe.measure.cold_seconds != 0:
+        return []
+    found = "measure.cold_seconds is 0, and the budget limits the latency of cold runs"
+    return [Mistake(("measure", "cold_seconds"), found, "more than 0", "leave it out, or take the limit out")]
 
 
 def _named_files(plain: dict[str, Any]) -> Iterator[tuple[tuple[Key, ...], dict[str, Any]]]:

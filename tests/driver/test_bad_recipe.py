@@ -72,7 +72,10 @@ def test_ten_thousand_brackets_are_refused(folder: Path):
 def test_an_unknown_key_is_told_with_the_one_that_was_meant(folder: Path):
     message = refused(folder, GOOD + "budegt: {macs: 1}\n")
     told(
-        message, "recipe.yaml:3: unknown key 'budegt'", "expected one of budget, data, passes", "did you mean 'budget'?"
+        message,
+        "recipe.yaml:3: unknown key 'budegt'",
+        "expected one of budget, data, measure",
+        "did you mean 'budget'?",
     )
 
 
@@ -251,3 +254,16 @@ def test_an_unknown_unit_is_refused_with_examples(text: str, do: str):
     with pytest.raises(RecipeError, match=r"is no unit of a size; expected one like 300kB, 8MB or 1\.2MiB") as caught:
         parse_size(text)
     told(str(caught.value), do)
+
+
+# how long to measure
+
+
+@pytest.mark.parametrize("value", ["0", "-1", ".inf", "true", "[1]"])
+def test_seconds_of_measuring_are_a_finite_number_above_zero(folder: Path, value: str):
+    told(refused(folder, GOOD + f"measure: {{seconds: {value}}}\n"), "recipe.yaml:3", "measure.seconds")
+
+
+def test_a_limit_on_cold_runs_needs_cold_runs(folder: Path):
+    text = GOOD + "budget: {latency_ms@cold: 3}\nmeasure: {cold_seconds: 0}\n"
+    told(refused(folder, text), "recipe.yaml:4", "measure.cold_seconds is 0", "more than 0", "take the limit out")

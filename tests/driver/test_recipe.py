@@ -144,7 +144,17 @@ def test_the_schema_names_every_key_and_every_setting_of_every_pass():
     made = schema(KNOWN)
     json.dumps(made)
     assert made["$schema"] == "https://json-schema.org/draft/2020-12/schema"
-    assert set(made["properties"]) == {"teacher", "data", "task", "target", "budget", "passes", "previous", "seed"}
+    assert set(made["properties"]) == {
+        "teacher",
+        "data",
+        "task",
+        "target",
+        "budget",
+        "passes",
+        "previous",
+        "measure",
+        "seed",
+    }
     assert made["required"] == ["teacher", "data"]
     assert made["additionalProperties"] is False
     items = made["properties"]["passes"]["anyOf"][0]["items"]["anyOf"]
