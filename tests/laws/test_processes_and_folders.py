@@ -26,6 +26,7 @@ STARTED = {
     "targets/remote/line.py": "it ends with its standard input",
     "targets/remote/adb.py": "it ends by itself within 60 s",
     "targets/remote/agent.py": "it is only named there: targets.fresh starts it",
+    "targets/site.py": "it is only named there: targets.fresh starts it",
 }
 
 
