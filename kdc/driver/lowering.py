@@ -9,8 +9,10 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import onnx_ir
 import torch
+from onnx import helper
 from torch import nn
 
 from kdc.core.artifact import Artifact, example
@@ -196,9 +198,15 @@ class Lowering:
         return priced.cost(self._latency_ms("teacher+cost", self.teacher.file, self.samples()))
 
     def lowered(self, artifact: Artifact[Any], see: Callable[[onnx_ir.Model], None]) -> DeviceFile:
-        """An artifact lowered outside the store; `see` is shown each ONNX model on the way. The caller deletes the file."""
+        """An artifact lowered outside the store; `see` is shown each ONNX model on the way. The caller deletes the file.
+
+        One that is an ONNX model already skips the passes that take a torch model.
+        """
         context = self._scratch("forecast")
+        exported = isinstance(artifact.model, onnx_ir.Model)
         for planned in self.plan.lowering:
+            if exported and Fact.TORCH in planned.settings.contract(self.inputs.device).requires:
+                continue
             artifact = self._applied(planned, artifact, context)
             if isinstance(artifact.model, onnx_ir.Model):
                 see(artifact.model)
@@ -222,13 +230,27 @@ class Lowering:
 
     def warm_up(self) -> None:
         """Lower next to nothing: what is imported for the first model would else be counted for each of them."""
-        remove(self._nothing(), self.runtime)
+        remove(self.lowered(self._flatten(_Flatten()), lambda model: None), self.runtime)
 
     def _nothing(self) -> DeviceFile:
         """A graph that does next to nothing with the teacher's first input. The caller deletes the file."""
+        artifact = self._flatten(None)
+        kind = helper.np_dtype_to_tensor_dtype(np.dtype(artifact.inputs[0].dtype))
+        ends = [
+            helper.make_tensor_value_info(spec.name, kind, list(spec.shape))
+            for spec in (*artifact.inputs, *artifact.outputs)
+        ]
+        nodes = [helper.make_node("Flatten", [ends[0].name], [ends[1].name])]
+        opset = helper.make_opsetid("", self.inputs.device.opset)
+        graph = helper.make_graph(nodes, "nothing", ends[:1], ends[1:])
+        model = onnx_ir.from_proto(helper.make_model(graph, opset_imports=[opset], ir_version=10))
+        return self.lowered(artifact.with_model(model), lambda model: None)
+
+    def _flatten(self, model: Any) -> Artifact[Any]:
+        """A model that flattens the teacher's first input."""
         spec = self.inputs.teacher.inputs[0]
         flat = spec.model_copy(update={"name": "flat", "shape": (spec.shape[0], example(spec).numel())})
-        return self.lowered(Artifact(model=_Flatten(), inputs=(spec,), outputs=(flat,)), lambda model: None)
+        return Artifact(model=model, inputs=(spec,), outputs=(flat,))
 
     def _latency_ms(self, name: str, file: DeviceFile, samples: list[Array]) -> float:
         """A file's latency from the store, or measured now: a run that goes on decides by the numbers it began with."""

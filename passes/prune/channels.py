@@ -15,6 +15,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from math import prod
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import numpy as np
 import numpy.typing as npt
@@ -23,6 +24,7 @@ from torch import nn
 from torch.export import ExportedProgram
 from torch.fx import Node
 
+from kdc.core.artifact import Artifact
 from kdc.core.spec import TensorSpec
 from kdc.core.trace import trace
 from passes.prune.flow import Axis, Flow, Fold, layer_name, operator, sizes
@@ -34,6 +36,8 @@ from passes.prune.shapes import SHAPE_RULES
 
 Mask = npt.NDArray[np.bool_]
 """[units]: which are kept."""
+
+_TRACED: WeakKeyDictionary[nn.Module, tuple[str, tuple[TensorSpec, ...], ChannelGraph]] = WeakKeyDictionary()
 
 FIXED = -1
 """In an array of units: an index that always stays."""
@@ -105,7 +109,17 @@ class ChannelGraph:
 
     @staticmethod
     def of(model: nn.Module, inputs: Sequence[TensorSpec]) -> ChannelGraph:
-        """Trace the model and follow its channels. Raises: ModelError where it cannot be traced."""
+        """Trace the model and follow its channels. Raises: ModelError where it cannot be traced.
+
+        A model that was traced before, and still is what it was, is not traced again: `decide` and `apply` see the same.
+        """
+        digest, known = Artifact(model, tuple(inputs), ()).digest(), _TRACED.get(model)
+        if known is None or known[:2] != (digest, tuple(inputs)):
+            known = _TRACED[model] = digest, tuple(inputs), ChannelGraph._traced(model, inputs)
+        return known[2]
+
+    @staticmethod
+    def _traced(model: nn.Module, inputs: Sequence[TensorSpec]) -> ChannelGraph:
         program = trace(model, inputs)
         signature = program.graph_signature
         flow = Flow({**signature.inputs_to_parameters, **signature.inputs_to_buffers})
