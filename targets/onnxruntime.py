@@ -17,7 +17,6 @@ from typing import TYPE_CHECKING, Any
 from kdc.core.devicefile import DeviceFile
 from kdc.core.errors import TargetError
 from targets.cascade import is_cascade, load_cascade, stage_files
-from targets.proc import allowed_cores
 from targets.runtime import Array, Engine, Placed, Port, first_line, must_exist
 
 if TYPE_CHECKING:  # pydantic's, which a remote device may lack
@@ -78,9 +77,9 @@ class OnnxRuntime:
 
         return tuple(onnxruntime.get_available_providers())
 
-    def at_once(self, device: Device) -> int:
+    def side_by_side(self, device: Device) -> bool:
         """On the CPU alone: sessions are independent, and leave Python free while they run."""
-        return 1 if set(device.providers) - {CPU} else max(1, allowed_cores() // device.threads)
+        return set(device.providers) <= {CPU}
 
     def version(self) -> str:
         """The installed version."""

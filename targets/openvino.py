@@ -19,7 +19,6 @@ from typing import TYPE_CHECKING, Any
 
 from kdc.core.devicefile import DeviceFile
 from kdc.core.errors import TargetError
-from targets.proc import allowed_cores
 from targets.runtime import Array, Engine, Layer, Port, first_line, must_exist
 
 if TYPE_CHECKING:  # pydantic's, which a remote device may lack
@@ -88,9 +87,9 @@ class OpenVino:
         """The processors that it finds on this machine."""
         return tuple(_core().available_devices)
 
-    def at_once(self, device: Device) -> int:
+    def side_by_side(self, device: Device) -> bool:
         """On the CPU alone: requests of several compiled models are independent, and leave Python free while they run."""
-        return max(1, allowed_cores() // device.threads) if _place(device) == "CPU" else 1
+        return _place(device) == "CPU"
 
     def version(self) -> str:
         """The installed version."""

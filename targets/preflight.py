@@ -13,6 +13,8 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from targets.proc import allowed_cores
+
 NOISY = "noisy machine"
 BUSY_PERCENT = 20.0  # of a core: what other work may take before it is told
 HOT_C = 80.0  # where no limit can be read; a Raspberry Pi's firmware slows its cores from here
@@ -88,7 +90,7 @@ def look(
         throttled=_throttled(root),
         load_average=_load_average(root),
         busy_percent=busy_percent,
-        allowed_cores=_allowed_cores() if cores is None else cores,
+        allowed_cores=allowed_cores() if cores is None else cores,
         cpu_quota=_quota(root),
         measuring_threads=threads,
         versions=dict(versions or {}),
@@ -214,10 +216,6 @@ def _quota(root: Path) -> float | None:
 def _cpuinfo_mhz(root: Path) -> float | None:
     found = re.findall(r"^cpu MHz\s*:\s*([\d.]+)", _text(root / "proc/cpuinfo") or "", re.MULTILINE)
     return max(map(float, found)) if found else None
-
-
-def _allowed_cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _all(folders: Iterable[Path], name: str) -> list[float]:

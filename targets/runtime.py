@@ -145,8 +145,8 @@ class FallsBack(Protocol):
 class SideBySide(Protocol):
     """A runtime whose engines of one file may run in several threads of one process, and let Python go on meanwhile."""
 
-    def at_once(self, device: Device) -> int:
-        """How many engines of this device keep the cores of this machine busy, at least 1."""
+    def side_by_side(self, device: Device) -> bool:
+        """Whether those of this device do: where they run on the CPU alone."""
 
 
 _HALF = ("openvino", "tensorrt-rtx", "tensorrt", "coreml")

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 from functools import partial
@@ -38,6 +38,7 @@ from kdc.driver.steps import Made, Steps
 from passes.export.staged import HOST, write
 from passes.export.staged import split as stage
 from targets.parts import sha256_of_parts
+from targets.proc import allowed_cores
 from targets.runtime import Engine, SideBySide, runtime_of
 
 Array = np.ndarray[Any, Any]
@@ -125,8 +126,10 @@ def engines(file: DeviceFile, device: Device, samples: int) -> list[Engine]:
     Raises: TargetError as `Runtime.load`.
     """
     runtime = runtime_of(device)
-    at_once = runtime.at_once(device) if isinstance(runtime, SideBySide) else 1
-    return [runtime.load(file, device) for _ in range(max(1, min(at_once, ENGINES_MOST, samples // REPORTED)))]
+    count = 1
+    if isinstance(runtime, SideBySide) and runtime.side_by_side(device):
+        count = max(1, min(allowed_cores() // device.threads, ENGINES_MOST, samples // REPORTED))
+    return [runtime.load(file, device) for _ in range(count)]
 
 
 def run_over(
@@ -137,7 +140,7 @@ def run_over(
 ) -> tuple[Array, Array | None]:
     """A loaded file's outputs over a split, [n, ...], and the exits taken, [n], where it tells them.
 
-    Args: engines: the same file loaded once or more; they share the samples, each in a thread of its own. batch: samples
+    Args: engines: the same file loaded once or more; several share the samples, each in a thread of its own. batch: samples
         at a time, as the target runs them; a file whose batch size is fixed is run in such batches. The last batch is
         filled up with the first samples, whose second outputs are left out: no sample is in a smaller one. report: is
         told how many samples are done.
@@ -157,14 +160,21 @@ def run_over(
             free.put(engine)
 
     found: list[list[Array]] = []
-    with ThreadPoolExecutor(len(engines)) as pool:
-        running = [pool.submit(run, start) for start in range(0, len(split), part)]
-        try:
-            for number, future in enumerate(running, start=1):
-                found += future.result()
-                report(min(number * part, len(split)))
-        finally:
-            pool.shutdown(cancel_futures=True)
+
+    def collect(parts: Iterable[list[list[Array]]]) -> None:
+        for number, batches in enumerate(parts, start=1):
+            found.extend(batches)
+            report(min(number * part, len(split)))
+
+    starts = range(0, len(split), part)
+    if len(engines) == 1:  # in the thread that loaded it, to which some runtimes are bound
+        collect(map(run, starts))
+    else:
+        with ThreadPoolExecutor(len(engines)) as pool:
+            try:
+                collect(pool.map(run, starts))
+            finally:
+                pool.shutdown(cancel_futures=True)
     outputs = [np.concatenate(arrays) for arrays in zip(*found, strict=True)]
     return outputs[0], outputs[1] if len(outputs) > 1 else None
 

@@ -37,10 +37,11 @@ from passes.prune.shapes import SHAPE_RULES
 Mask = npt.NDArray[np.bool_]
 """[units]: which are kept."""
 
-_TRACED: WeakKeyDictionary[nn.Module, tuple[str, tuple[TensorSpec, ...], ChannelGraph]] = WeakKeyDictionary()
-
 FIXED = -1
 """In an array of units: an index that always stays."""
+
+_TRACED: WeakKeyDictionary[nn.Module, tuple[str, tuple[TensorSpec, ...], ChannelGraph]] = WeakKeyDictionary()
+"""By model: the digest and the inputs that it was traced with, and its graph. It goes with the model."""
 
 
 @dataclass(frozen=True)

@@ -1,5 +1,6 @@
 """A file gets the metric that it has at the batch that its target runs, and none of another batch."""
 
+import threading
 import time
 from dataclasses import replace
 
@@ -97,6 +98,21 @@ def test_several_engines_share_the_samples_and_give_them_in_their_order(count, s
     assert max(most) == min(count, len(told))
 
 
+def test_one_engine_alone_runs_in_the_thread_that_loaded_it():
+    """CUDA's contexts are bound to it, for one."""
+    threads = set()
+
+    class Engine:
+        inputs = outputs = (Port("x", ("batch", 2), "float32"),)
+
+        def run(self, inputs):
+            threads.add(threading.get_ident())
+            return list(inputs)
+
+    run_over([Engine()], Split((torch.zeros(600, 2),), torch.zeros(600)), 1)
+    assert threads == {threading.get_ident()}
+
+
 def test_a_fault_of_one_engine_ends_the_others_work():
     done = []
 
@@ -124,7 +140,7 @@ def test_as_many_engines_are_loaded_as_the_cores_can_run_and_none_for_a_few_samp
         runtime = runtime_of(device)
     except TargetError as error:
         pytest.skip(str(error))
-    monkeypatch.setattr(f"targets.{device.runtime}.allowed_cores", lambda: 4)
+    monkeypatch.setattr("kdc.driver.evaluate.allowed_cores", lambda: 4)
     file = runtime.build(minus_mean(tmp_path / "m.onnx").path, tmp_path / "built", device)
     assert [len(engines(file, device, samples)) for samples in (1, 499, 501, 10_000)] == [1, 1, 2, 4]
     assert len(engines(file, device.model_copy(update={"threads": 2}), 10_000)) == 2

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from statistics_zoo import ZOO, Between, Conv, by_batch_norm, by_einsum, by_layer_norm, by_singular_value
+from torch import nn
 
 from kdc.core.errors import ModelError
 from kdc.core.spec import TensorSpec
@@ -138,3 +139,15 @@ def test_the_trial_changes_neither_the_model_nor_its_buffers():
     assert values.difference(graph, ChannelGraph.of(remove(model, graph, kept), IMAGES), kept, IMAGES) is None
     assert float(model.seen) == before
     assert all(torch.equal(tensor, program_before[name]) for name, tensor in graph.program.state_dict.items())
+
+
+def test_a_model_is_traced_once_and_anew_where_its_weights_or_its_inputs_are_others():
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Conv2d(4, 2, 3)).eval()
+    graph = ChannelGraph.of(model, IMAGES)
+    assert ChannelGraph.of(model, IMAGES) is graph
+    assert ChannelGraph.of(copy.deepcopy(model), IMAGES) is not graph
+    other = tuple(spec.model_copy(update={"name": "other"}) for spec in IMAGES)
+    assert ChannelGraph.of(model, other) is not graph
+    graph = ChannelGraph.of(model, IMAGES)
+    model[0].weight.data.mul_(2)  # which no version counter sees
+    assert ChannelGraph.of(model, IMAGES) is not graph
