@@ -53,6 +53,7 @@ class Clock:
         self._path, self._recipe, self.limit_minutes, self._now = path, recipe_sha256, limit_minutes, now
         self._before = 0.0
         self._took: dict[str, float] = {}
+        self._expected: dict[str, float] = {}
         self._decided: dict[str, Any] = {}
         try:
             content = json.loads(path.read_bytes()) if is_plain_file(path) else {}
@@ -85,8 +86,12 @@ class Clock:
         self._took[what] = max(self._took.get(what, 0.0), self._now() - began)
 
     def took(self, what: str) -> float:
-        """Seconds that this took, 0 where it was not done."""
-        return self._took.get(what, 0.0)
+        """Seconds that this took, or is expected to take; 0 where neither is known."""
+        return self._took.get(what, self._expected.get(what, 0.0))
+
+    def expect(self, what: str, seconds: float) -> None:
+        """Say how long this will probably take: until it was timed."""
+        self._expected[what] = seconds
 
     def decided(self, what: str, decide: Callable[[], Any]) -> Any:
         """A plain JSON value that is decided once: a run that goes on, or is run again, has the same."""

@@ -18,7 +18,7 @@ from kdc.core.observe import Emit, Note, silent
 from kdc.core.store import Store, key_of
 from kdc.distill.sources import files, named_in
 from kdc.driver import folder
-from kdc.driver.clock import Clock
+from kdc.driver.clock import EVALUATE, RUN, Clock
 from kdc.driver.evaluate import Array
 from kdc.driver.inputs import Inputs, read
 from kdc.driver.keys import measuring_parts
@@ -131,6 +131,7 @@ class _Run:
             self.emit(Note(note))
         check_showable(self.budget, len(self.inputs.data.validation))
         if self.time.limited:
+            self._expect_time()
             self.lowering.warm_up()
         teacher = self.lowering.teacher
         self._check_better_than_chance(teacher)
@@ -183,6 +184,17 @@ class _Run:
                     "for a graph that does nothing",
                     do=f"loosen {name}: no student can be below the runtime's own floor",
                 )
+
+    def _expect_time(self) -> None:
+        """See from the teacher's first samples in torch whether there can be time for a student, before anything is done.
+
+        The runtime, sample by sample, hardly takes less than torch in batches.
+        """
+        if self.clock.ends and not self.clock.took(EVALUATE):
+            seconds = self.lowering.evaluation.torch_seconds(self.steps.root)
+            self.clock.expect(RUN, seconds)
+            self.clock.expect(EVALUATE, 2 * seconds)
+            self.time.check(2 * seconds)
 
     def _check_time(self) -> None:
         """Where time is limited, time the teacher, and see that there is enough for one student at all.

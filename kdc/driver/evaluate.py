@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 import shutil
+import time
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
@@ -44,6 +45,7 @@ from targets.runtime import Engine, SideBySide, runtime_of
 Array = np.ndarray[Any, Any]
 REPORTED = 250  # samples from one report of progress to the next
 ENGINES_MOST = 8  # each holds the file's weights
+GLANCE = 2 * EVALUATION_BATCH  # samples by which the time of a whole split is told
 OUTPUTS, TAKEN = "outputs.npy", "exits.npy"
 
 
@@ -87,6 +89,15 @@ class Evaluation:
             files = {path.name: partial(shutil.copyfile, path) for path in self.runtime.files(staged)}
             files[HOST] = partial(shutil.copyfile, plan.with_name(HOST))
             return self.steps.store.write(name, parts, record, {**_writers(outputs, taken), **files})
+
+    def torch_seconds(self, made: Made) -> float:
+        """About how long the torch model takes over the validation split, from the first samples of it."""
+        whole = self.inputs.data.validation
+        few = whole[: min(GLANCE, len(whole))]
+        predict(made.artifact.model, few[:1])  # the first call takes longer
+        began = time.perf_counter()
+        predict(made.artifact.model, few)
+        return (time.perf_counter() - began) * len(whole) / len(few)
 
     def test(self, name: str, file: DeviceFile) -> tuple[Array, Array | None]:
         """A file's outputs and exits on the test split: for the student that won and what it is compared with."""

@@ -76,18 +76,23 @@ class Timetable:
         """Seconds that the smallest thing takes that can be done from here on: one student, untrained, and its report."""
         return self._student() + self._least_measuring(2) + self.to_report()
 
-    def check(self) -> None:
-        """See that the limit leaves time for a student at all. Raises: TimeUpError that says what it takes."""
+    def check(self, teacher_seconds: float = 0.0) -> None:
+        """See that the limit leaves time for a student at all.
+
+        Args: teacher_seconds: what it still takes to judge the teacher.
+        Raises: TimeUpError that says what it takes.
+        """
         limit = self.clock.limit_minutes
         if limit is None:
             return
+        least = teacher_seconds + self.least()
         spare = tolerance_seconds(limit) / 2  # the other half is for what takes longer than foretold
-        over = self.least() - self.clock.left - spare
-        if over > 0:
-            needed = (self.clock.seconds + self.least()) / 60
+        if least > self.clock.left + spare:
+            needed = (self.clock.seconds + least) / 60
+            lowering, judge = ("", "judge the teacher, and to ") if teacher_seconds else (" and lowering", "")
             raise TimeUpError(
-                f"compile_minutes is {limit:g}: loading and lowering the teacher took {self.clock.seconds / 60:.2g} of "
-                f"them, and to lower, measure and report a student takes about {self.least() / 60:.2g} more",
+                f"compile_minutes is {limit:g}: loading{lowering} the teacher took {self.clock.seconds / 60:.2g} of "
+                f"them, and to {judge}lower, measure and report a student takes about {least / 60:.2g} more",
                 do=f"allow {2 * needed:.1f} minutes or more: {needed:.1f} leave none for training",
             )
 

@@ -65,6 +65,19 @@ def test_what_was_timed_and_decided_survives(tmp_path):
     assert again.seconds == 5
 
 
+def test_what_is_expected_holds_until_it_was_timed(tmp_path):
+    seconds = Seconds()
+    clock = Clock(tmp_path / "clock.json", "a", 1, now=seconds)
+    clock.expect("lower", 9)
+    assert clock.took("lower") == 9
+    with clock.timed("lower"):
+        seconds.now += 4
+    assert clock.took("lower") == 4
+    clock.expect("evaluate", 9)
+    clock.write()
+    assert Clock(tmp_path / "clock.json", "a", 1, now=seconds).took("evaluate") == 0
+
+
 def test_an_event_after_the_limit_ends_a_run_that_has_nothing_to_finish(tmp_path):
     path = tmp_path / "clock.json"
     written(path, 61.0)
@@ -191,3 +204,5 @@ def test_a_limit_too_short_for_any_student_is_refused_at_once_with_what_it_takes
     times.clock.limit_minutes = enough
     times.check()
     assert times.least() > 30 + END_SECONDS
+    with pytest.raises(TimeUpError, match=r"to judge the teacher, and to lower, measure and report"):
+        times.check(teacher_seconds=20)

@@ -6,9 +6,10 @@ import time
 
 import pytest
 
-from kdc.core.observe import Note
+from kdc.core.observe import Note, Progress, StepStarted
 from kdc.driver.clock import TimeUpError
 from kdc.driver.compress import compress
+from kdc.driver.evaluate import Evaluation
 from kdc.driver.recipe import load_recipe
 from kdc.driver.why import why
 from passes import PASSES
@@ -41,6 +42,22 @@ def timed(folder, name, *settings):
 
 def in_time(seconds, minutes):
     return seconds <= 60 * minutes + max(15.0, 6 * minutes)
+
+
+def test_a_teacher_too_slow_for_the_limit_is_told_by_its_first_samples_and_not_after_all_of_them(shapes, monkeypatch):
+    seen, torch_seconds = [], Evaluation.torch_seconds
+
+    def slow(self, *arguments):
+        seen.append(torch_seconds(self, *arguments))
+        return 1e3
+
+    monkeypatch.setattr(Evaluation, "torch_seconds", slow)
+    told = []
+    with pytest.raises(TimeUpError, match="to judge the teacher"):
+        compress(recipe(shapes, "budget.compile_minutes=10", LONG), shapes / "run", told.append)
+    assert 0 < seen[0] < 60
+    assert not [event for event in told if isinstance(event, Progress | StepStarted)]
+    assert not (shapes / "run" / "student.onnx").exists()
 
 
 def test_a_training_far_too_long_ends_in_time_is_told_and_is_never_served_to_another_limit(shapes):
